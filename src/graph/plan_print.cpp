@@ -1,0 +1,77 @@
+// A plan as text, and the checks that every plan must pass.
+#include "graph/plan.h"
+
+#include "host/ops.h"
+#include "host/symbols.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <map>
+
+namespace alloy::graph {
+namespace {
+
+std::string host_nodes(const step & s) {
+    std::map<std::string, int> by_op;
+    for (const host::tensor * node : s.nodes) by_op[host::api().ggml_op_name(node->op)]++;
+    std::string text;
+    for (const auto & [name, n] : by_op) text += " " + name + (n > 1 ? "x" + std::to_string(n) : "");
+    return text;
+}
+
+bool any_meet(const std::vector<byte_range> & a, const std::vector<byte_range> & b) {
+    return std::any_of(a.begin(), a.end(), [&](const byte_range & x) {
+        return std::any_of(b.begin(), b.end(), [&](const byte_range & y) { return x.meets(y); });
+    });
+}
+
+} // namespace
+
+std::string print_plan(const plan & p) {
+    char line[256];
+    std::snprintf(line, sizeof(line), "plan uid %llu: %d nodes, %zu steps, %d delegated, %d rule misses\n",
+                  static_cast<unsigned long long>(p.uid), p.n_nodes, p.steps.size(), p.delegated_nodes, p.rule_misses);
+    std::string text = line;
+    for (size_t i = 0; i < p.steps.size(); i++) {
+        const step & s = p.steps[i];
+        std::snprintf(line, sizeof(line), "%4zu %c %-36s %4d task%s", i, s.barrier ? '|' : ' ', s.label.c_str(), s.num_tasks,
+                      s.num_tasks == 1 ? " " : "s");
+        text += line;
+        if (s.run == nullptr) text += host_nodes(s);
+        else if (!s.nodes.empty()) text += std::string("  ") + s.nodes.back()->name;
+        text += "\n";
+    }
+    return text;
+}
+
+std::string verify_plan(const plan & p, const host::graph & graph) {
+    size_t since = 0;
+    for (size_t i = 0; i < p.steps.size(); i++) {
+        const step & s = p.steps[i];
+        if (s.barrier || s.run == nullptr) {
+            since = i;
+            continue;
+        }
+        for (size_t j = since; j < i; j++) {
+            const step & before = p.steps[j];
+            if (any_meet(s.reads, before.writes) || any_meet(s.writes, before.writes) || any_meet(s.writes, before.reads)) {
+                return "steps " + std::to_string(j) + " and " + std::to_string(i) + " meet without a barrier";
+            }
+        }
+    }
+    // Every live node is computed once, in order, or fused into the step of a later one.
+    size_t computed = 0;
+    for (const step & s : p.steps) computed += s.nodes.size();
+    size_t live = 0;
+    for (int i = 0; i < graph.n_nodes; i++) {
+        const host::tensor * node = graph.nodes[i];
+        const bool empty = std::any_of(std::begin(node->ne), std::end(node->ne), [](int64_t n) { return n <= 0; });
+        if (!host::is_view_op(host::op_of(node)) && (node->flags & host::flag_compute) != 0 && !empty) live++;
+    }
+    if (p.failure.empty() && computed != live) {
+        return std::to_string(computed) + " nodes in steps, expected " + std::to_string(live);
+    }
+    return {};
+}
+
+} // namespace alloy::graph

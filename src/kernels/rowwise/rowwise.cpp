@@ -1,0 +1,28 @@
+#include "kernels/rowwise/rowwise.h"
+
+namespace alloy {
+
+const char * rowwise_op_name(rowwise_op op) {
+    switch (op) {
+        case rowwise_op::rms_norm: return "rms_norm";
+        case rowwise_op::rms_norm_mul: return "rms_norm_mul";
+        case rowwise_op::add: return "add";
+        case rowwise_op::scale: return "scale";
+        case rowwise_op::swiglu: return "swiglu";
+        case rowwise_op::geglu: return "geglu";
+        case rowwise_op::rope_normal: return "rope_normal";
+        case rowwise_op::rope_neox: return "rope_neox";
+        case rowwise_op::count: break;
+    }
+    return "?";
+}
+
+rowwise_kernel find_rowwise(rowwise_op op, isa_set allowed) {
+#define ALLOY_KERNEL(listed_op, token) \
+    if (op == rowwise_op::listed_op && isa_has(allowed, isa::token)) return rowwise_f32_##listed_op##_##token;
+#include "kernels/rowwise/kernels.inc"
+#undef ALLOY_KERNEL
+    return nullptr;
+}
+
+} // namespace alloy
