@@ -13,7 +13,7 @@ enum class counter : int {
     count,
 };
 inline constexpr int num_counters = static_cast<int>(counter::count);
-inline constexpr int num_host_ops = 128; // delegated nodes are also counted by the host's op number
+inline constexpr int num_host_ops = 128; // delegated nodes are also counted by the host's op number, which is below this
 
 struct counter_info {
     const char * name;

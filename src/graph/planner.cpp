@@ -183,13 +183,9 @@ class planner {
     }
 
     // --- row chains -------------------------------------------------------------------------------------------------------------------
-    static bool same_rows(const ops::row_operand & a, const ops::row_operand & b) {
-        return a.data == b.data && a.nb1 == b.nb1 && a.nb2 == b.nb2 && a.nb3 == b.nb3;
-    }
-
     // Two operands of calls with equal row counts never meet across rows: they are the same rows, or do not meet at all.
     static bool rows_apart(const ops::row_operand & a, byte_range a_range, const ops::row_operand & b, byte_range b_range) {
-        return !a_range.meets(b_range) || same_rows(a, b);
+        return !a_range.meets(b_range) || a == b;
     }
 
     // Whether a call may join the last chain, which it depends on row by row. `node` gives its operands as tensors.
@@ -201,9 +197,7 @@ class planner {
             const byte_range written = last.writes[w];
             for (const tensor * source : node->src) {
                 if (source == nullptr || !range_of(source).meets(written)) continue;
-                const ops::row_operand o{static_cast<const char *>(source->data), static_cast<int64_t>(source->nb[1]),
-                                         static_cast<int64_t>(source->nb[2]), static_cast<int64_t>(source->nb[3])};
-                if (!same_rows(o, before.out)) return false;
+                if (ops::rows_of(source) != before.out) return false;
                 depends = true;
             }
             if (!rows_apart(call.out, range_of(node), before.out, written)) return false;
@@ -211,7 +205,7 @@ class planner {
         for (const byte_range & read : last.reads) {
             if (!read.meets(range_of(node))) continue;
             const bool own_rows = std::any_of(chain.calls, chain.calls + chain.num_calls, [&](const ops::row_call & c) {
-                return same_rows(c.a, call.out) || same_rows(c.b, call.out);
+                return c.a == call.out || c.b == call.out;
             });
             if (!own_rows) return false;
         }

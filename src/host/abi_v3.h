@@ -9,6 +9,7 @@ namespace alloy::host {
 inline constexpr int api_version = 3;
 inline constexpr int max_dims = 4;
 inline constexpr int max_src = 10;
+inline constexpr int op_count = 101;
 inline constexpr size_t object_bytes = 32; // ggml_object, the header of each tensor in a context
 
 // --- enumerations (only the values used) --------------------------------------------------------

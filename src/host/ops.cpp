@@ -15,9 +15,6 @@ constexpr const char * names[] = {
 };
 constexpr int num_ops = sizeof(names) / sizeof(names[0]);
 
-// ggml_op_name() is an unchecked array read: no more than the operations of the versions in the handshake table are asked for.
-constexpr int max_host_ops = 101;
-
 std::array<op, 256> from_host{};
 std::array<int, num_ops> to_host{};
 
@@ -26,7 +23,8 @@ std::array<int, num_ops> to_host{};
 bool resolve_ops(std::string & missing) {
     from_host.fill(op::other);
     to_host.fill(-1);
-    for (int number = 0; number < max_host_ops; number++) {
+    // ggml_op_name() is an unchecked array read, so only after the version is known and no further than that version goes.
+    for (int number = 0; number < op_count; number++) {
         const char * name = api().ggml_op_name(number);
         for (int i = 0; name != nullptr && i < num_ops; i++) {
             if (std::strcmp(name, names[i]) == 0) {

@@ -33,11 +33,6 @@ bool broadcasts_to(const tensor * t, const tensor * node) {
     return true;
 }
 
-row_operand operand(const tensor * t, const tensor * node, size_t offset_bytes = 0) {
-    auto stride = [&](int i) { return t->ne[i] == 1 && node->ne[i] != 1 ? int64_t{0} : static_cast<int64_t>(t->nb[i]); };
-    return {static_cast<const char *>(t->data) + offset_bytes, stride(1), stride(2), stride(3)};
-}
-
 std::optional<rowwise_op> glu_kernel(const tensor * node) {
     switch (node->op_params[0]) {
         case host::glu_swiglu: return rowwise_op::swiglu;
@@ -79,7 +74,7 @@ row_call blank_call(rowwise_op which, const tensor * node) {
     row_call call{};
     call.op = which;
     call.kernel = find_rowwise(which);
-    call.out = operand(node, node);
+    call.out = rows_of(node);
     call.ne1 = node->ne[1];
     call.ne2 = node->ne[2];
     call.ne3 = node->ne[3];
@@ -88,6 +83,11 @@ row_call blank_call(rowwise_op which, const tensor * node) {
 }
 
 } // namespace
+
+row_operand rows_of(const tensor * t, size_t offset_bytes) {
+    auto stride = [&](int i) { return t->ne[i] == 1 ? int64_t{0} : static_cast<int64_t>(t->nb[i]); };
+    return {static_cast<const char *>(t->data) + offset_bytes, stride(1), stride(2), stride(3)};
+}
 
 bool can_run_rowwise(const tensor * node) {
     const std::optional<rowwise_op> which = kernel_of(node);
@@ -105,22 +105,22 @@ bool can_run_rowwise(const tensor * node) {
 
 row_call make_row_call(const tensor * node, const rope_table * table) {
     row_call call = blank_call(*kernel_of(node), node);
-    call.a = operand(node->src[0], node);
+    call.a = rows_of(node->src[0]);
     switch (host::op_of(node)) {
         case op::rms_norm: call.p0 = float_param(node, 0); break;
-        case op::add: call.b = operand(node->src[1], node); break;
+        case op::add: call.b = rows_of(node->src[1]); break;
         case op::scale:
             call.p0 = float_param(node, 0);
             call.p1 = float_param(node, 1);
             break;
         case op::glu:
             if (node->src[1] != nullptr) {
-                call.b = operand(node->src[1], node);
+                call.b = rows_of(node->src[1]);
             } else { // gate and up side by side in one row; `swapped` says that up comes first
                 const size_t half = static_cast<size_t>(call.k) * sizeof(float);
                 const bool swapped = node->op_params[1] != 0;
-                call.a = operand(node->src[0], node, swapped ? half : 0);
-                call.b = operand(node->src[0], node, swapped ? 0 : half);
+                call.a = rows_of(node->src[0], swapped ? half : 0);
+                call.b = rows_of(node->src[0], swapped ? 0 : half);
             }
             break;
         case op::rope:
@@ -141,8 +141,8 @@ std::optional<row_call> make_norm_mul_call(const tensor * norm, const tensor * m
         return std::nullopt;
     }
     row_call call = blank_call(rowwise_op::rms_norm_mul, mul);
-    call.a = operand(norm->src[0], norm);
-    call.b = operand(weight, mul);
+    call.a = rows_of(norm->src[0]);
+    call.b = rows_of(weight);
     call.p0 = float_param(norm, 0);
     return call;
 }

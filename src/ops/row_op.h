@@ -15,7 +15,11 @@ namespace alloy::ops {
 struct row_operand {
     const char * data = nullptr;
     int64_t nb1 = 0, nb2 = 0, nb3 = 0; // bytes
+    bool operator==(const row_operand &) const = default;
 };
+
+// `t` as rows, from `offset_bytes` on in each. Dimensions of one element get stride 0, so that equal rows compare equal.
+row_operand rows_of(const host::tensor * t, size_t offset_bytes = 0);
 
 // One rowwise kernel over all rows of a node.
 struct row_call {

@@ -89,7 +89,7 @@ bool check_process(const void * caller) {
     }
     if (!check_host(caller)) return false;
     if (is_on(option::counters)) publish_counters(host::api().ggml_version(), isa_list(allowed));
-    for (int op = 0; op < num_host_ops && op < 101; op++) std::strncpy(counters().op_names[op], host::api().ggml_op_name(op), 23);
+    for (int op = 0; op < host::op_count; op++) std::strncpy(counters().op_names[op], host::api().ggml_op_name(op), 23);
     return true;
 }
 

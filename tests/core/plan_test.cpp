@@ -1,0 +1,296 @@
+// Graphs to plans to runs, on graphs small enough to read.
+#include "fake_ggml.h"
+
+#include "base/counters.h"
+#include "base/options.h"
+#include "graph/session.h"
+#include "host/symbols.h"
+#include "plugin/plugin.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdlib>
+
+using namespace alloy;
+using fake::graph_builder;
+using host::op;
+using host::tensor;
+
+namespace {
+
+constexpr int64_t k = 64, tokens = 6;
+
+class Plan : public ::testing::Test {
+  protected:
+    void SetUp() override {
+        fake::reset();
+        fake::connect();
+        set_option("GGML_ALLOY_KERNELS", nullptr);
+        plugin::the_buffer_type();
+    }
+    static void set_option(const char * name, const char * value) {
+        if (value) setenv(name, value, 1);
+        else unsetenv(name);
+        std::string complaint;
+        ASSERT_TRUE(read_options(complaint)) << complaint;
+    }
+
+    // Plans, checks the plan's promises, and gives its steps as text: "|" before a barrier.
+    std::string steps(uint64_t uid = 0) {
+        const host::graph & graph = g.graph(uid);
+        const graph::plan p = graph::make_plan(graph);
+        EXPECT_EQ(graph::verify_plan(p, graph), "");
+        misses = p.rule_misses;
+        std::string text;
+        for (const graph::step & s : p.steps) {
+            text += s.barrier ? "|" : " ";
+            text += s.label;
+            for (const tensor * node : s.run ? std::vector<tensor *>{} : s.nodes) text += std::string(" ") + node->name;
+        }
+        return text;
+    }
+
+    tensor * floats(const char * name, std::vector<int64_t> ne, float scale = 1.0f) {
+        tensor * t = g.leaf(name, host::type_f32, ne);
+        auto * data = static_cast<float *>(t->data);
+        const size_t n = host::api().ggml_nbytes(t) / sizeof(float);
+        for (size_t i = 0; i < n; i++) data[i] = scale * std::sin(0.37f * static_cast<float>(i) + 0.1f);
+        return t;
+    }
+    tensor * norm(tensor * x, const char * name) {
+        tensor * t = g.node(op::rms_norm, name, {x->ne[0], x->ne[1]}, {x});
+        g.set_param(t, 0, 1e-5f);
+        return t;
+    }
+    tensor * rope(tensor * x, tensor * positions, const char * name, int mode = host::rope_normal) {
+        tensor * t = g.node(op::rope, name, {x->ne[0], x->ne[1], x->ne[2]}, {x, positions});
+        t->op_params[1] = static_cast<int>(x->ne[0]);
+        t->op_params[2] = mode;
+        t->op_params[4] = 4096;
+        for (auto [slot, value] : {std::pair<int, float>{5, 10000.0f}, {6, 1.0f}, {7, 0.0f}, {8, 1.0f}, {9, 32.0f}, {10, 1.0f}}) g.set_param(t, slot, value);
+        return t;
+    }
+    tensor * positions(int64_t n) {
+        tensor * p = g.leaf("positions", host::type_i32, {n});
+        for (int i = 0; i < n; i++) static_cast<int32_t *>(p->data)[i] = 3 * i + 1;
+        return p;
+    }
+    float at(const tensor * t, int64_t i) { return static_cast<const float *>(t->data)[i]; }
+
+    graph_builder g;
+    int misses = 0;
+};
+
+} // namespace
+
+TEST_F(Plan, NormAndItsWeightBecomeOneCall) {
+    tensor *x = floats("x", {k, tokens}), *w = floats("w", {k});
+    tensor * n = norm(x, "norm");
+    g.node(op::mul, "mul", {k, tokens}, {n, w});
+    EXPECT_EQ(steps(), "|rms_norm_mul");
+}
+
+TEST_F(Plan, NormWithASecondReaderKeepsItsOutput) {
+    tensor *x = floats("x", {k, tokens}), *w = floats("w", {k});
+    tensor * n = norm(x, "norm");
+    g.node(op::mul, "mul", {k, tokens}, {n, w});
+    g.node(op::add, "other_reader", {k, tokens}, {n, x});
+    EXPECT_EQ(steps(), "|rms_norm|host mul|add");
+}
+
+TEST_F(Plan, NormMarkedAsOutputIsNotFused) {
+    tensor *x = floats("x", {k, tokens}), *w = floats("w", {k});
+    tensor * n = norm(x, "norm");
+    n->flags |= host::flag_output;
+    g.node(op::mul, "mul", {k, tokens}, {n, w});
+    EXPECT_EQ(steps(), "|rms_norm|host mul");
+}
+
+TEST_F(Plan, MulOverAShiftedPieceOfTheSourceIsAMiss) {
+    tensor *x = floats("x", {k, tokens + 1}), *w = floats("w", {k});
+    x->ne[1] = tokens;
+    tensor * n = norm(x, "norm");
+    tensor * m = g.node(op::mul, "mul", {k, tokens}, {n, w});
+    m->data = static_cast<char *>(x->data) + k * sizeof(float); // the allocator may do this: x is dead after the norm
+    EXPECT_EQ(steps(), "|rms_norm|host mul");
+    EXPECT_EQ(misses, 1);
+    m->data = x->data; // in place is fine
+    EXPECT_EQ(steps(), "|rms_norm_mul");
+}
+
+TEST_F(Plan, ResidualAndNormShareAStep) {
+    tensor *x = floats("x", {k, tokens}), *y = floats("y", {k, tokens}), *w = floats("w", {k});
+    tensor * sum = g.node(op::add, "sum", {k, tokens}, {x, y});
+    tensor * n = norm(sum, "norm");
+    g.node(op::mul, "mul", {k, tokens}, {n, w});
+    EXPECT_EQ(steps(), "|add + rms_norm_mul");
+}
+
+TEST_F(Plan, BroadcastOfAnEarlierResultNeedsABarrier) {
+    tensor *x = floats("x", {k, tokens}), *y = floats("y", {k, tokens});
+    tensor * sum = g.node(op::add, "sum", {k, tokens}, {x, y});
+    tensor * row = g.view(sum, "first_row", {k, 1});
+    g.node(op::add, "every_row_plus_first", {k, tokens}, {y, row});
+    EXPECT_EQ(steps(), "|add|add");
+}
+
+TEST_F(Plan, IndependentStepsShareABarrier) {
+    tensor *x = floats("x", {k, tokens}), *y = floats("y", {k, 2 * tokens});
+    norm(x, "a");
+    norm(y, "b");
+    EXPECT_EQ(steps(), "|rms_norm rms_norm");
+}
+
+TEST_F(Plan, RopesOfOneGraphShareTheirAngles) {
+    tensor *q = floats("q", {16, 4, tokens}), *key = floats("k", {16, 2, tokens}), *p = positions(tokens);
+    rope(q, p, "q_rope");
+    rope(key, p, "k_rope", host::rope_neox);
+    EXPECT_EQ(steps(), "|rope_table|rope_normal rope_neox");
+}
+
+TEST_F(Plan, WhatWeHaveNoKernelForGoesToTheHostInOneRun) {
+    tensor *x = floats("x", {k, tokens}), *w = floats("w", {k, k});
+    tensor * a = g.node(op::mul_mat, "q", {k, tokens}, {w, x});
+    g.node(op::mul_mat, "v", {k, tokens}, {w, x});
+    tensor * n = norm(a, "n");
+    g.node(op::mul_mat, "o", {k, tokens}, {w, n});
+    EXPECT_EQ(steps(), "|host q v|rms_norm|host o");
+}
+
+TEST_F(Plan, KernelsOffDelegatesEverything) {
+    set_option("GGML_ALLOY_KERNELS", "off");
+    tensor *x = floats("x", {k, tokens}), *w = floats("w", {k});
+    tensor * n = norm(x, "norm");
+    g.node(op::mul, "mul", {k, tokens}, {n, w});
+    EXPECT_EQ(steps(), "|host norm mul");
+    set_option("GGML_ALLOY_KERNELS", nullptr);
+}
+
+TEST_F(Plan, NodesWithoutComputeFlagViewsAndEmptyOnesAreLeftOut) {
+    tensor * x = floats("x", {k, tokens});
+    norm(x, "skipped")->flags = 0;
+    g.view(x, "view", {k * tokens});
+    tensor * empty = g.node(op::scale, "empty", {k, 0}, {x});
+    (void) empty;
+    norm(x, "kept");
+    EXPECT_EQ(steps(), "|rms_norm");
+}
+
+TEST_F(Plan, HalfPrecisionRopeAndOddShapesAreDelegated) {
+    tensor *q = floats("q", {16, 4, tokens}), *p = positions(tokens);
+    tensor * half = rope(q, p, "mrope");
+    half->op_params[2] = 8;
+    tensor * offset = rope(q, p, "offset");
+    offset->op_params[15] = 2;
+    EXPECT_EQ(steps(), "|host mrope offset");
+}
+
+TEST_F(Plan, RunsGiveTheFormula) {
+    fake::state().threads = 3;
+    tensor *x = floats("x", {k, tokens}), *y = floats("y", {k, tokens}), *w = floats("w", {k}), *matrix = floats("m", {k, k});
+    tensor * sum = g.node(op::add, "sum", {k, tokens}, {x, y});
+    tensor * n = norm(sum, "norm");
+    tensor * m = g.node(op::mul, "mul", {k, tokens}, {n, w});
+    g.node(op::mul_mat, "product", {k, tokens}, {matrix, m}); // makes the host's threads carry the run
+    auto session = graph::session::make();
+    ASSERT_EQ(session->compute(g.graph(5)), host::status_success);
+    EXPECT_EQ(fake::state().ran, (std::vector<std::string>{"CUSTOM", "product"}));
+    for (int64_t row = 0; row < tokens; row++) {
+        double squares = 0;
+        for (int64_t i = 0; i < k; i++) squares += std::pow(double(at(x, row * k + i)) + at(y, row * k + i), 2);
+        const double s = 1 / std::sqrt(squares / k + 1e-5);
+        for (int64_t i = 0; i < k; i++) {
+            const double expected = (double(at(x, row * k + i)) + at(y, row * k + i)) * s * at(w, i);
+            EXPECT_NEAR(at(m, row * k + i), expected, 1e-6) << row << " " << i;
+        }
+    }
+}
+
+TEST_F(Plan, RopeFollowsThePositionsOfEachRun) {
+    tensor *q = floats("q", {16, 4, tokens}), *p = positions(tokens);
+    tensor * r = rope(q, p, "q_rope");
+    auto session = graph::session::make();
+    for (int shift : {0, 100}) { // the second run reuses the plan
+        for (int64_t t = 0; t < tokens; t++) static_cast<int32_t *>(p->data)[t] = static_cast<int32_t>(t) + shift;
+        ASSERT_EQ(session->compute(g.graph(9)), host::status_success);
+        for (int64_t t = 0; t < tokens; t++) {
+            for (int64_t j = 0; j < 8; j++) {
+                const double angle = double(t + shift) * std::pow(10000.0, -2.0 * double(j) / 16);
+                const double lo = at(q, t * 64 + 2 * j), hi = at(q, t * 64 + 2 * j + 1);
+                EXPECT_NEAR(at(r, t * 64 + 2 * j), lo * std::cos(angle) - hi * std::sin(angle), 2e-5);
+                EXPECT_NEAR(at(r, t * 64 + 2 * j + 1), lo * std::sin(angle) + hi * std::cos(angle), 2e-5);
+            }
+        }
+    }
+    EXPECT_TRUE(fake::state().ran.empty()); // nothing was delegated: our own threads
+}
+
+TEST_F(Plan, SameUidReusesItsPlanAndZeroNever) {
+    tensor * x = floats("x", {k, tokens});
+    norm(x, "n");
+    auto session = graph::session::make();
+    const uint64_t built = value_of(counter::plans_built), reused = value_of(counter::plans_reused);
+    for (uint64_t uid : {1, 1, 2, 1, 0, 0}) ASSERT_EQ(session->compute(g.graph(uid)), host::status_success);
+    EXPECT_EQ(value_of(counter::plans_built) - built, 4u);
+    EXPECT_EQ(value_of(counter::plans_reused) - reused, 2u);
+}
+
+TEST_F(Plan, RowNumbersOutOfRangeFailTheRunBeforeAnythingIsWritten) {
+    tensor * table = floats("table", {k, 10});
+    tensor * ids = g.leaf("ids", host::type_i32, {3});
+    g.node(op::get_rows, "rows", {k, 3}, {table, ids});
+    auto session = graph::session::make();
+    auto * row = static_cast<int32_t *>(ids->data);
+    EXPECT_EQ(session->compute(g.graph(3)), host::status_success);
+    for (int32_t bad : {-1, 10, INT32_MIN, INT32_MAX}) {
+        row[1] = bad;
+        fake::state().ran.clear();
+        EXPECT_EQ(session->compute(g.graph(3)), host::status_failed);
+        EXPECT_TRUE(fake::state().ran.empty());
+    }
+    row[1] = 9;
+    EXPECT_EQ(session->compute(g.graph(3)), host::status_success);
+}
+
+TEST_F(Plan, SixtyFourBitRowNumbersAreCheckedToo) {
+    tensor *rows = floats("new_rows", {k, 2}), *cache = floats("cache", {k, 8});
+    tensor * ids = g.leaf("ids", host::type_i64, {2});
+    tensor * written = g.node(op::set_rows, "set", {k, 8}, {rows, ids, cache});
+    written->view_src = cache;
+    written->data = cache->data;
+    auto session = graph::session::make();
+    static_cast<int64_t *>(ids->data)[1] = 8;
+    EXPECT_EQ(session->compute(g.graph(4)), host::status_failed);
+    static_cast<int64_t *>(ids->data)[1] = 7;
+    EXPECT_EQ(session->compute(g.graph(4)), host::status_success);
+}
+
+TEST_F(Plan, AbortCallbackStopsOwnRuns) {
+    tensor * x = floats("x", {k, tokens});
+    norm(x, "n");
+    auto session = graph::session::make();
+    session->set_abort_callback([](void *) { return true; }, nullptr);
+    EXPECT_EQ(session->compute(g.graph(1)), host::status_aborted);
+    session->set_abort_callback(nullptr, nullptr);
+    EXPECT_EQ(session->compute(g.graph(1)), host::status_success);
+}
+
+TEST_F(Plan, HostFailureIsPassedOn) {
+    tensor *x = floats("x", {k, tokens}), *w = floats("w", {k, k});
+    g.node(op::mul_mat, "product", {k, tokens}, {w, x});
+    auto session = graph::session::make();
+    fake::state().status = host::status_aborted;
+    EXPECT_EQ(session->compute(g.graph(1)), host::status_aborted);
+}
+
+TEST_F(Plan, HostWithoutCpuBackendGivesNoSession) {
+    // cpu_device() remembers the first device it sees, so the registry is asked directly.
+    fake::state().has_cpu = false;
+    EXPECT_EQ(host::api().ggml_backend_dev_by_type(host::device_cpu), nullptr);
+}
+
+TEST_F(Plan, EmptyGraphSucceeds) {
+    auto session = graph::session::make();
+    EXPECT_EQ(session->compute(g.graph(1)), host::status_success);
+}
