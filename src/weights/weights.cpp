@@ -187,6 +187,7 @@ weight * weight_set::find(uintptr_t address) {
 }
 
 bool weight_set::write(weight & w, const void * data, size_t offset, size_t bytes) {
+    std::lock_guard lock(moving_);
     const bool whole = offset == 0 && bytes == w.bytes;
     switch (w.where) {
         case layout::shadow:
@@ -195,7 +196,7 @@ bool weight_set::write(weight & w, const void * data, size_t offset, size_t byte
                 w.written = true;
                 return true;
             }
-            if (!make_plain(w)) return false;
+            if (!unpack(w)) return false;
             break;
         case layout::file:
             if (whole && keep_in_file(w, data)) return true;
@@ -222,7 +223,8 @@ bool weight_set::keep_in_file(weight & w, const void * data) {
 }
 
 bool weight_set::read(weight & w, void * data, size_t offset, size_t bytes) {
-    if (w.where == layout::shadow && !make_plain(w)) return false;
+    std::lock_guard lock(moving_);
+    if (w.where == layout::shadow && !unpack(w)) return false;
     if (w.where == layout::file && !w.written && !commit_plain(w)) return false;
     std::memcpy(data, reinterpret_cast<const void *>(w.address + offset), bytes);
     return true;
@@ -238,6 +240,11 @@ bool weight_set::commit_plain(weight & w) {
 }
 
 bool weight_set::make_plain(weight & w) {
+    std::lock_guard lock(moving_);
+    return unpack(w);
+}
+
+bool weight_set::unpack(weight & w) {
     if (w.where == layout::plain) return true;
     if (w.where == layout::file) return commit_plain(w);
     if (!commit_plain(w)) return false;

@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <utility>
 #include <vector>
 
@@ -68,6 +69,9 @@ class weight_set {
     bool make_plain(weight & w);
 
   private:
+    // Two contexts on one model may ask at once; the lock is held by the public functions that move bytes.
+    std::mutex moving_;
+    bool unpack(weight & w);
     bool make_shadows();
     bool commit_plain(weight & w);
     bool keep_in_file(weight & w, const void * data);
