@@ -2,6 +2,7 @@
 
 #include "base/os.h"
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
@@ -17,6 +18,7 @@ namespace {
 
 constexpr int spins_before_yield = 2000;   // about 20-50 us: longer than a step, shorter than a time slice
 constexpr int spins_before_park = 20000;   // between the graphs of one token stream
+constexpr uint64_t max_threads = 1024;
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -50,11 +52,11 @@ class pool {
         num_threads = start_workers(num_threads);
         function_ = function;
         user_ = user;
-        num_threads_ = num_threads;
         running_.store(num_threads - 1, std::memory_order_relaxed);
         {
             std::lock_guard lock(mutex_);
-            generation_.fetch_add(1, std::memory_order_release);
+            const uint64_t number = run_.load(std::memory_order_relaxed) / max_threads + 1;
+            run_.store(number * max_threads + static_cast<uint64_t>(num_threads), std::memory_order_release);
         }
         if (parked_.load() > 0) wake_.notify_all();
         function(user, 0, num_threads);
@@ -85,7 +87,7 @@ class pool {
         try {
             while (static_cast<int>(workers_.size()) < num_threads - 1) {
                 const int index = static_cast<int>(workers_.size()) + 1;
-                workers_.emplace_back([this, index, seen = generation_.load()] { work(index, seen); });
+                workers_.emplace_back([this, index, seen = run_.load()] { work(index, seen); });
                 workers_.back().detach();
             }
         } catch (...) { // no more threads to be had
@@ -96,19 +98,21 @@ class pool {
     void work(int index, uint64_t seen) {
         while (true) {
             int spins = 0;
-            while (generation_.load(std::memory_order_acquire) == seen) {
+            uint64_t run;
+            while ((run = run_.load(std::memory_order_acquire)) == seen) {
                 if (++spins < spins_before_park) {
                     pause();
                     continue;
                 }
                 std::unique_lock lock(mutex_);
                 parked_.fetch_add(1);
-                wake_.wait(lock, [&] { return generation_.load(std::memory_order_acquire) != seen; });
+                wake_.wait(lock, [&] { return run_.load(std::memory_order_acquire) != seen; });
                 parked_.fetch_sub(1);
             }
-            seen = generation_.load(std::memory_order_acquire);
-            if (index < num_threads_) {
-                function_(user_, index, num_threads_);
+            seen = run;
+            // Who does not take part must not look at anything but `run`: the next run may be under way already.
+            if (static_cast<uint64_t>(index) < run % max_threads) {
+                function_(user_, index, static_cast<int>(run % max_threads));
                 running_.fetch_sub(1, std::memory_order_acq_rel);
             }
         }
@@ -120,20 +124,20 @@ class pool {
     std::mutex mutex_;
     std::condition_variable wake_;
     std::atomic<int> parked_{0};
-    std::atomic<uint64_t> generation_{0};
+    std::atomic<uint64_t> run_{0}; // number of the run * max_threads + threads taking part
     std::atomic<int> running_{0};
     std::atomic<int> barrier_arrived_{0};
     std::atomic<uint32_t> barrier_sense_{0};
     pool_function function_ = nullptr;
     void * user_ = nullptr;
-    int num_threads_ = 0;
 };
 
 } // namespace
 
-void run_on_pool(int wanted, pool_function function, void * user) {
+void run_on_pool(int wanted, pool_function function, void * user, int limit) {
     static const int usable = os::usable_cpus();
-    const int num_threads = wanted < 1 ? 1 : (wanted < usable ? wanted : usable);
+    limit = std::min(limit > 0 ? limit : usable, static_cast<int>(max_threads) - 1);
+    const int num_threads = std::clamp(wanted, 1, limit);
     if (num_threads > 1) {
         pool & p = pool::of_process();
         if (p.lease()) {

@@ -10,8 +10,8 @@ namespace alloy {
 // Called by every participating thread, with its index in [0, num_threads).
 using pool_function = void (*)(void * user, int thread, int num_threads);
 
-// Runs `function` on min(wanted, usable CPUs) threads including the caller and returns when all are done.
-void run_on_pool(int wanted, pool_function function, void * user);
+// Runs `function` on min(wanted, limit) threads including the caller and returns when all are done. limit 0: the usable CPUs.
+void run_on_pool(int wanted, pool_function function, void * user, int limit = 0);
 
 // For code inside a run: all `num_threads` participants wait for one another. Sense-reversing, yields after a bounded spin.
 void pool_barrier(int num_threads);

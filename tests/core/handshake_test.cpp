@@ -72,6 +72,13 @@ TEST(Handshake, IsaOfAnotherArchitectureIsRefused) {
 #endif
 }
 
+#if defined(__x86_64__)
+TEST(Handshake, CpuWithoutAvx2IsRefused) {
+    if (std::system("command -v qemu-x86_64 >/dev/null 2>&1") != 0) GTEST_SKIP() << "no qemu-x86_64 to pretend to be an old CPU";
+    expect_refusal(run(FAKE_HOST, "", "qemu-x86_64 -cpu Nehalem"), {"AVX2", "NEON"});
+}
+#endif
+
 TEST(Exports, ExactlyTwoSymbols) {
     FILE * pipe = popen("nm -D --defined-only '" ALLOY_PLUGIN "' | awk '{print $3}' | sort | tr '\\n' ' '", "r");
     char line[512] = {};

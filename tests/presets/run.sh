@@ -7,7 +7,7 @@ preset=$1 source=$2 host=${3:-} model=${4:-}
 cd "$source"
 cmake --preset "$preset" >/dev/null
 cmake --build "build/$preset" -j "$(nproc)" | grep -E 'warning|error|FAILED' || true
-export ASAN_OPTIONS=abort_on_error=1:detect_leaks=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1
+export ASAN_OPTIONS=abort_on_error=1:detect_leaks=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1:die_after_fork=0
 ctest --test-dir "build/$preset" --output-on-failure -LE 'e2e|presets|tool' --no-tests=error
 
 if [ "$preset" = asan ] && [ -n "$host" ]; then
