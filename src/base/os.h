@@ -11,7 +11,8 @@ namespace alloy::os {
 size_t page_bytes();
 void * reserve(size_t bytes);                      // an address range without memory behind it
 bool commit(void * address, size_t bytes);         // makes part of a reserved range readable and writable, zero-filled
-void * allocate(size_t bytes);                     // reserve + commit; large ones ask for huge pages (advisory)
+void * allocate(size_t bytes);                     // reserve + commit + advise_huge
+void advise_huge(void * address, size_t bytes);    // asks for huge pages; where there are none, ordinary ones serve
 void release(void * address, size_t bytes);        // gives the range back
 bool drop_pages(void * address, size_t bytes);     // whole pages inside the range become zero and leave the process
 

@@ -152,9 +152,14 @@ void * allocate(size_t bytes) {
         release(address, bytes);
         return nullptr;
     }
-    // Advisory: where the pool is short or the kernel has none, ordinary pages serve.
-    if (bytes >= 4 * huge_page_bytes) madvise(address, bytes, MADV_HUGEPAGE);
+    advise_huge(address, bytes);
     return address;
+}
+
+void advise_huge(void * address, size_t bytes) {
+    if (bytes < 4 * huge_page_bytes) return;
+    const auto begin = reinterpret_cast<uintptr_t>(address) / page_bytes() * page_bytes();
+    madvise(reinterpret_cast<void *>(begin), reinterpret_cast<uintptr_t>(address) + bytes - begin, MADV_HUGEPAGE);
 }
 
 void release(void * address, size_t bytes) {

@@ -107,7 +107,9 @@ std::unique_ptr<memory> memory::for_tensors(host::tensor ** tensors, int n) {
         ALLOY_ERROR("no memory for a buffer of %zu MiB", m->bytes_ >> 20);
         return nullptr;
     }
-    if (m->purpose_ != purpose::weights) count(counter_of(m->purpose_), m->bytes_);
+    // Weights are written once from end to end. A cache is not: huge pages would commit memory for cells that are never used.
+    if (m->purpose_ == purpose::weights) os::advise_huge(m->base_, m->committed_);
+    else count(counter_of(m->purpose_), m->bytes_);
     return m;
 }
 

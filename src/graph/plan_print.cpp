@@ -25,6 +25,22 @@ bool any_meet(const std::vector<byte_range> & a, const std::vector<byte_range> &
     });
 }
 
+bool is_live(const host::tensor * node) {
+    const bool empty = std::any_of(std::begin(node->ne), std::end(node->ne), [](int64_t n) { return n <= 0; });
+    return !host::is_view_op(host::op_of(node)) && (node->flags & host::flag_compute) != 0 && !empty;
+}
+
+// Nodes of a kernel step whose result is nowhere among what the step writes.
+std::vector<const host::tensor *> unwritten_nodes(const step & s) {
+    std::vector<const host::tensor *> nodes;
+    for (const host::tensor * node : s.nodes) {
+        const byte_range r = range_of(node);
+        const bool written = std::any_of(s.writes.begin(), s.writes.end(), [&](const byte_range & w) { return w.begin == r.begin && w.end == r.end; });
+        if (s.run != nullptr && !written) nodes.push_back(node);
+    }
+    return nodes;
+}
+
 } // namespace
 
 std::string print_plan(const plan & p) {
@@ -59,14 +75,19 @@ std::string verify_plan(const plan & p, const host::graph & graph) {
             }
         }
     }
-    // Every live node is computed once, in order, or fused into the step of a later one.
-    size_t computed = 0;
-    for (const step & s : p.steps) computed += s.nodes.size();
-    size_t live = 0;
-    for (int i = 0; i < graph.n_nodes; i++) {
-        const host::tensor * node = graph.nodes[i];
-        const bool empty = std::any_of(std::begin(node->ne), std::end(node->ne), [](int64_t n) { return n <= 0; });
-        if (!host::is_view_op(host::op_of(node)) && (node->flags & host::flag_compute) != 0 && !empty) live++;
+    // Every live node is computed once, and a result that is never written has one reader: the node it was fused into.
+    size_t computed = 0, live = 0;
+    for (int i = 0; i < graph.n_nodes; i++) live += is_live(graph.nodes[i]) ? 1 : 0;
+    for (const step & s : p.steps) {
+        computed += s.nodes.size();
+        for (const host::tensor * fused : unwritten_nodes(s)) {
+            int readers = 0;
+            for (int i = 0; i < graph.n_nodes; i++) {
+                const host::tensor * node = graph.nodes[i];
+                readers += static_cast<int>(std::count(std::begin(node->src), std::end(node->src), fused));
+            }
+            if (readers != 1) return std::string(fused->name) + " is fused away but has " + std::to_string(readers) + " readers";
+        }
     }
     if (p.failure.empty() && computed != live) {
         return std::to_string(computed) + " nodes in steps, expected " + std::to_string(live);

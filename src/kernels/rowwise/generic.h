@@ -23,13 +23,36 @@ float * row_of(float * base, int64_t stride, int64_t row) {
     return reinterpret_cast<float *>(reinterpret_cast<char *>(base) + row * stride);
 }
 
+// Two vectors as one. The functions below are long chains of dependent operations: two interleaved keep the floating-point
+// pipes 5 to 10 % busier than two after another, for which the scheduler is too short.
+struct vec_pair {
+    struct reg {
+        vec::reg lo, hi;
+    };
+    static constexpr int64_t lanes = 2 * vec::lanes;
+    static reg load(const float * p) { return {vec::load(p), vec::load(p + vec::lanes)}; }
+    static void store(float * p, reg x) { vec::store(p, x.lo), vec::store(p + vec::lanes, x.hi); }
+    static reg set1(float x) { return {vec::set1(x), vec::set1(x)}; }
+    static reg add(reg x, reg y) { return {vec::add(x.lo, y.lo), vec::add(x.hi, y.hi)}; }
+    static reg sub(reg x, reg y) { return {vec::sub(x.lo, y.lo), vec::sub(x.hi, y.hi)}; }
+    static reg mul(reg x, reg y) { return {vec::mul(x.lo, y.lo), vec::mul(x.hi, y.hi)}; }
+    static reg div(reg x, reg y) { return {vec::div(x.lo, y.lo), vec::div(x.hi, y.hi)}; }
+    static reg fma(reg x, reg y, reg z) { return {vec::fma(x.lo, y.lo, z.lo), vec::fma(x.hi, y.hi, z.hi)}; }
+    static reg fms(reg x, reg y, reg z) { return {vec::fms(x.lo, y.lo, z.lo), vec::fms(x.hi, y.hi, z.hi)}; }
+    static reg min(reg x, reg y) { return {vec::min(x.lo, y.lo), vec::min(x.hi, y.hi)}; }
+    static reg max_keep_nan(reg x, reg y) { return {vec::max_keep_nan(x.lo, y.lo), vec::max_keep_nan(x.hi, y.hi)}; }
+    static reg add_exponent(reg x, reg z) { return {vec::add_exponent(x.lo, z.lo), vec::add_exponent(x.hi, z.hi)}; }
+};
+
 // Access to a whole vector, and to the last `n` elements of a row: loops are written once and called with either.
-struct whole {
-    reg load(const float * p) const { return vec::load(p); }
-    void store(float * p, reg x) const { vec::store(p, x); }
-    void load_cos_sin(const float * p, reg & cos, reg & sin) const { vec::load_cos_sin(p, cos, sin); }
+template <class v> struct whole {
+    using type = v;
+    typename v::reg load(const float * p) const { return v::load(p); }
+    void store(float * p, typename v::reg x) const { v::store(p, x); }
+    void load_cos_sin(const float * p, reg & cos, reg & sin) const { v::load_cos_sin(p, cos, sin); }
 };
 struct part {
+    using type = vec;
     int64_t n;
     reg load(const float * p) const { return vec::load_n(p, n); }
     void store(float * p, reg x) const { vec::store_n(p, x, n); }
@@ -38,26 +61,24 @@ struct part {
 
 template <class Body> inline void for_vectors(int64_t k, Body body) {
     int64_t i = 0;
-    for (; i + vec::lanes <= k; i += vec::lanes) body(i, whole{});
+    for (; i + vec::lanes <= k; i += vec::lanes) body(i, whole<vec>{});
     if (i < k) body(i, part{k - i});
 }
 
-template <class F> inline void map_one(const rowwise_args & args, F f) {
-    ALLOY_EXPECT(args.k >= 1 && args.a && args.out);
-    for (int64_t r = 0; r < args.num_rows; r++) {
-        const float * a = row_of(args.a, args.stride_a, r);
-        float * out = row_of(args.out, args.stride_out, r);
-        for_vectors(args.k, [=](int64_t i, auto at) { at.store(out + i, f(at.load(a + i))); });
-    }
-}
-
-template <class F> inline void map_two(const rowwise_args & args, F f) {
+// out = op::apply(a, b) element by element, two vectors at a time.
+template <class op> inline void map_rows(const rowwise_args & args) {
     ALLOY_EXPECT(args.k >= 1 && args.a && args.b && args.out);
     for (int64_t r = 0; r < args.num_rows; r++) {
         const float * a = row_of(args.a, args.stride_a, r);
         const float * b = row_of(args.b, args.stride_b, r);
         float * out = row_of(args.out, args.stride_out, r);
-        for_vectors(args.k, [=](int64_t i, auto at) { at.store(out + i, f(at.load(a + i), at.load(b + i))); });
+        const auto body = [=](int64_t i, auto at) {
+            at.store(out + i, op::template apply<typename decltype(at)::type>(at.load(a + i), at.load(b + i)));
+        };
+        int64_t i = 0;
+        for (; i + vec_pair::lanes <= args.k; i += vec_pair::lanes) body(i, whole<vec_pair>{});
+        if (i + vec::lanes <= args.k) body(i, whole<vec>{}), i += vec::lanes;
+        if (i < args.k) body(i, part{args.k - i});
     }
 }
 
@@ -113,61 +134,78 @@ template <bool with_weight> inline void rms_norm_rows(const rowwise_args & args)
     }
 }
 
-// The exponentials below are 2^t = 2^n * 2^f, n = round(t). Adding 1.5 * 2^23 rounds to an integer and leaves n in the low bits.
-// They are made 2^8 too small: then t up to 135 needs no care for infinity, and x / (1 + 2^t) = (x/2^8) / (1/2^8 + 2^(t-8)).
-constexpr float exp_scale = 0x1p-8f;
-constexpr float round_magic = 0x1.8p23f - 8;
+// The exponentials below are 2^n times a polynomial near 1, n an integer. Adding 1.5 * 2^23 rounds to an integer and leaves
+// it in the low bits. Arguments are limited so that 2^n is a normal number.
+constexpr float round_magic = 0x1.8p23f;
 
-// 2^(n-8) * 2^f, |f| <= 1/2, `z` = n + round_magic. Minimax polynomial with p(0) = 1: relative error below 1.9 * 2^-24.
-inline reg exp2_scaled(reg z, reg f) {
-    reg p = vec::set1(0x1.5bba14p-10f);
-    p = vec::fma(p, f, vec::set1(0x1.3cea88p-7f));
-    p = vec::fma(p, f, vec::set1(0x1.c6b752p-5f));
-    p = vec::fma(p, f, vec::set1(0x1.ebf9bcp-3f));
-    p = vec::fma(p, f, vec::set1(0x1.62e42ap-1f));
-    p = vec::fma(p, f, vec::set1(1));
-    return vec::add_exponent(p, z);
+// c0 + c1 x + ... + c4 x^4 and one more: 1 + x * that
+template <class v> inline typename v::reg one_plus_x_times(typename v::reg x, float c0, float c1, float c2, float c3, float c4) {
+    typename v::reg p = v::fma(v::set1(c4), x, v::set1(c3));
+    p = v::fma(p, x, v::set1(c2));
+    p = v::fma(p, x, v::set1(c1));
+    p = v::fma(p, x, v::set1(c0));
+    return v::fma(p, x, v::set1(1));
 }
 
-// x / (1 + 2^t), with e = 2^(t-8)
-inline reg divide_by_one_plus(reg x, reg e) {
-    return vec::div(vec::mul(x, vec::set1(exp_scale)), vec::add(vec::set1(exp_scale), e));
+// x / (1 + exp(-x)), exp(-x) = 2^n exp(-f), f = x + n ln 2. The f32 nearest to ln 2 is off by 2.7e-9 of it only, so one
+// step reduces: at x = -88 that costs 4 eps, at -20 less than 1. Below -88 the result stays at silu(-88) = -5.3e-37.
+template <class v> inline typename v::reg silu(typename v::reg x) {
+    constexpr float log2e = 0x1.715476p+0f, ln2 = 0x1.62e43p-1f;
+    x = v::max_keep_nan(x, v::set1(-88));
+    const typename v::reg y = v::min(x, v::set1(80)); // above, exp(-x) no longer matters
+    const typename v::reg z = v::fma(y, v::set1(-log2e), v::set1(round_magic));
+    const typename v::reg n = v::sub(z, v::set1(round_magic));
+    const typename v::reg f = v::fma(n, v::set1(ln2), y);
+    // exp(-f), |f| <= 0.3467: minimax, relative error below 1.6 eps
+    const typename v::reg p =
+        one_plus_x_times<v>(f, -0x1.fffff6p-1f, 0x1.fffdc4p-2f, -0x1.555a74p-3f, 0x1.573af8p-5f, -0x1.0fa87ap-7f);
+    return v::div(x, v::add(v::set1(1), v::add_exponent(p, z)));
 }
 
-// x / (1 + exp(-x)). Below -93 the result stays at silu(-93) = -3.8e-39; above 80 exp(-x) no longer matters.
-inline reg silu(reg x) {
-    constexpr float log2e_hi = 0x1.715476p+0f, log2e_lo = 0x1.4ae0cp-26f;
-    x = vec::max_keep_nan(x, vec::set1(-93));
-    const reg y = vec::min(x, vec::set1(80));
-    const reg z = vec::fma(y, vec::set1(-log2e_hi), vec::set1(round_magic));
-    const reg minus_n = vec::sub(vec::set1(round_magic), z);
-    reg f = vec::fma(y, vec::set1(-log2e_hi), minus_n);
-    f = vec::fma(y, vec::set1(-log2e_lo), f);
-    return divide_by_one_plus(x, exp2_scaled(z, f));
-}
-
-// x/2 * (1 + tanh(u)) = x / (1 + 2^t), t = -2u / ln 2 = x * (c1 + c2 * x^2). t reaches 133, so its rounding alone would cost
+// x/2 * (1 + tanh(u)) = x / (1 + 2^t), t = -2u / ln 2 = x * (c1 + c2 * x^2). t reaches 127, so its rounding alone would cost
 // a hundred times the bound: c1 + c2 * x^2 is kept as the sum of two floats w + w_lo. c1_hi has 12 bits, so that w - c1_hi is
-// exact for every w in reach. Below -10.2 the result stays at -1e-39; above 9.5 2^t no longer matters.
-inline reg gelu(reg x) {
-    constexpr float c1_hi = -0x1.26ap+1f, c1_lo = -0.00045038565f; // -2 sqrt(2/pi) log2(e)
+// exact for every w in reach. Below -10.03 the result stays at -6e-38.
+template <class v> inline typename v::reg gelu(typename v::reg x) {
+    using reg = typename v::reg;
+    constexpr float c1_hi = -0x1.26ap+1f, c1_lo = -0.00045038565f;  // -2 sqrt(2/pi) log2(e)
     constexpr float c2_hi = -0x1.a5a7dp-4f, c2_lo = 2.0161985e-09f; // 0.044715 of that
-    x = vec::max_keep_nan(x, vec::set1(-10.2f));
-    const reg y = vec::min(x, vec::set1(9.5f));
-    const reg square = vec::mul(y, y);
-    const reg square_lo = vec::fms(y, y, square);
-    const reg p = vec::mul(square, vec::set1(c2_hi));
-    const reg p_lo = vec::fms(square, vec::set1(c2_hi), p);
-    const reg w = vec::add(p, vec::set1(c1_hi));
-    reg w_lo = vec::sub(p, vec::sub(w, vec::set1(c1_hi)));
-    reg rest = vec::fma(square, vec::set1(c2_lo), vec::set1(c1_lo));
-    rest = vec::fma(square_lo, vec::set1(c2_hi), rest);
-    w_lo = vec::add(w_lo, vec::add(p_lo, rest));
-    const reg z = vec::fma(y, w, vec::set1(round_magic));
-    const reg minus_n = vec::sub(vec::set1(round_magic), z);
-    reg f = vec::fma(y, w, minus_n);
-    f = vec::fma(y, w_lo, f);
-    return divide_by_one_plus(x, exp2_scaled(z, f));
+    x = v::max_keep_nan(x, v::set1(-10.03f));
+    const reg y = v::min(x, v::set1(9.5f)); // above, 2^t no longer matters
+    const reg square = v::mul(y, y);
+    const reg square_lo = v::fms(y, y, square);
+    const reg p = v::mul(square, v::set1(c2_hi));
+    const reg p_lo = v::fms(square, v::set1(c2_hi), p);
+    const reg w = v::add(p, v::set1(c1_hi));
+    const reg w_error = v::sub(p, v::sub(w, v::set1(c1_hi)));
+    reg rest = v::fma(square, v::set1(c2_lo), v::set1(c1_lo));
+    rest = v::fma(square_lo, v::set1(c2_hi), rest);
+    const reg w_lo = v::add(w_error, v::add(p_lo, rest));
+    const reg z = v::fma(y, w, v::set1(round_magic));
+    reg f = v::fma(y, w, v::sub(v::set1(round_magic), z));
+    f = v::fma(y, w_lo, f);
+    // 2^f, |f| <= 1/2: minimax, relative error below 1.9 eps
+    const reg e = one_plus_x_times<v>(f, 0x1.62e42ap-1f, 0x1.ebf9bcp-3f, 0x1.c6b752p-5f, 0x1.3cea88p-7f, 0x1.5bba14p-10f);
+    return v::div(x, v::add(v::set1(1), v::add_exponent(e, z)));
+}
+
+struct add_op {
+    template <class v> static typename v::reg apply(typename v::reg a, typename v::reg b) { return v::add(a, b); }
+};
+struct swiglu_op {
+    template <class v> static typename v::reg apply(typename v::reg a, typename v::reg b) { return v::mul(silu<v>(a), b); }
+};
+struct geglu_op {
+    template <class v> static typename v::reg apply(typename v::reg a, typename v::reg b) { return v::mul(gelu<v>(a), b); }
+};
+
+inline void scale_rows(const rowwise_args & args) {
+    ALLOY_EXPECT(args.k >= 1 && args.a && args.out);
+    const reg factor = vec::set1(args.p0), bias = vec::set1(args.p1);
+    for (int64_t r = 0; r < args.num_rows; r++) {
+        const float * a = row_of(args.a, args.stride_a, r);
+        float * out = row_of(args.out, args.stride_out, r);
+        for_vectors(args.k, [=](int64_t i, auto at) { at.store(out + i, vec::fma(at.load(a + i), factor, bias)); });
+    }
 }
 
 // `rows` rows from `row` on that share one row of (cos, sin) pairs, so that it is loaded and split once.
@@ -213,30 +251,16 @@ template <bool neox> inline void rope_all(const rowwise_args & args) {
     for (; r < args.num_rows; r++) rope_rows<neox, 1>(args, r);
 }
 
-inline void add_rows(const rowwise_args & args) {
-    map_two(args, [](reg x, reg y) { return vec::add(x, y); });
-}
-inline void scale_rows(const rowwise_args & args) {
-    const reg factor = vec::set1(args.p0), bias = vec::set1(args.p1);
-    map_one(args, [=](reg x) { return vec::fma(x, factor, bias); });
-}
-inline void swiglu_rows(const rowwise_args & args) {
-    map_two(args, [](reg x, reg y) { return vec::mul(silu(x), y); });
-}
-inline void geglu_rows(const rowwise_args & args) {
-    map_two(args, [](reg x, reg y) { return vec::mul(gelu(x), y); });
-}
-
 } // namespace
 } // namespace alloy
 
 // The kernels that rowwise.h declares, for one ISA.
-#define ALLOY_DEFINE_ROWWISE(isa)                                                                                       \
-    void rowwise_f32_rms_norm_##isa(const rowwise_args & args) { rms_norm_rows<false>(args); }                          \
-    void rowwise_f32_rms_norm_mul_##isa(const rowwise_args & args) { rms_norm_rows<true>(args); }                       \
-    void rowwise_f32_add_##isa(const rowwise_args & args) { add_rows(args); }                                           \
-    void rowwise_f32_scale_##isa(const rowwise_args & args) { scale_rows(args); }                                       \
-    void rowwise_f32_swiglu_##isa(const rowwise_args & args) { swiglu_rows(args); }                                     \
-    void rowwise_f32_geglu_##isa(const rowwise_args & args) { geglu_rows(args); }                                       \
-    void rowwise_f32_rope_normal_##isa(const rowwise_args & args) { rope_all<false>(args); }                            \
+#define ALLOY_DEFINE_ROWWISE(isa)                                                                               \
+    void rowwise_f32_rms_norm_##isa(const rowwise_args & args) { rms_norm_rows<false>(args); }                  \
+    void rowwise_f32_rms_norm_mul_##isa(const rowwise_args & args) { rms_norm_rows<true>(args); }               \
+    void rowwise_f32_add_##isa(const rowwise_args & args) { map_rows<add_op>(args); }                           \
+    void rowwise_f32_scale_##isa(const rowwise_args & args) { scale_rows(args); }                               \
+    void rowwise_f32_swiglu_##isa(const rowwise_args & args) { map_rows<swiglu_op>(args); }                     \
+    void rowwise_f32_geglu_##isa(const rowwise_args & args) { map_rows<geglu_op>(args); }                       \
+    void rowwise_f32_rope_normal_##isa(const rowwise_args & args) { rope_all<false>(args); }                    \
     void rowwise_f32_rope_neox_##isa(const rowwise_args & args) { rope_all<true>(args); }

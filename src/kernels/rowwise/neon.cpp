@@ -1,4 +1,8 @@
-// Family rowwise, Advanced SIMD, 4 lanes. HEAD
+// Family rowwise, Advanced SIMD, 4 lanes.
+// Registers: rms_norm 8 accumulators = 32 partial sums, which the error bound needs; swiglu 12 constants and 2 x 4 values.
+// Limit: add, scale and the second pass of the norms by stores; swiglu and geglu by FMA and division.
+// Lost: FRECPE + two Newton steps (no better than FDIV on cores since Cortex-A76). Tails go through memory on the stack: they
+// are at most 3 elements of a row, and Advanced SIMD has no masked access.
 #include "kernels/rowwise/rowwise.h"
 
 #include <arm_neon.h>

@@ -22,7 +22,8 @@ namespace alloy {
 //   Alignment   natural (4 B)
 //   Over-read   none
 //   Numerics    add, scale, rope: each product and sum rounded once or fused once: |error| <= 2 eps (|terms|), eps = 2^-24
-//               rms_norm: relative error <= (k / 64 + 16) eps;  swiglu, geglu: |error| <= 8 eps |result| + 1e-37
+//               rms_norm: |error| <= (k / 64 + 16) eps |result|; swiglu, geglu: |error| <= 8 eps |result|
+//               all but add: plus 1e-36 (1 + |b|), where factors or results leave f32's normal range; NaN gives NaN
 //   Threads     a pure function of its rows; disjoint rows may run concurrently. `reproducible`: a row's result does not
 //               depend on which call computes it
 //   Never       allocates, locks, logs, throws, reads globals or the environment

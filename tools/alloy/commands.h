@@ -1,0 +1,43 @@
+// The commands of `alloy`. Each returns the exit code of the process.
+#pragma once
+#include <string>
+#include <vector>
+
+namespace alloy::tool {
+
+enum exit_code : int {
+    exit_good = 0,
+    exit_bad = 1,         // doctor: the plugin would not be used; status: no such process
+    exit_usage = 2,       // wrong command line
+    exit_no_plugin = 125, // run: libggml-alloy.so is missing
+    exit_not_executable = 126,
+    exit_not_found = 127,
+};
+
+struct doctor_options {
+    std::vector<std::string> hosts; // files or folders; empty: PATH
+    std::string plugin;
+    bool json = false;
+};
+int doctor(const doctor_options & options);
+
+struct run_options {
+    std::vector<std::string> command;
+    std::string plugin;
+    bool print = false;
+};
+int run(const run_options & options); // does not return when the program was started
+
+struct status_options {
+    bool json = false;
+    int pid = 0;      // 0: all
+    double watch = 0; // seconds between two looks; 0: once
+};
+int status(const status_options & options);
+
+struct knobs_options {
+    bool markdown = false;
+};
+int knobs(const knobs_options & options);
+
+} // namespace alloy::tool

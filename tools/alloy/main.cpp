@@ -1,0 +1,140 @@
+// alloy: the command line of ggml-alloy.
+#include "commands.h"
+#include "knobs.h"
+
+#include <cstdio>
+#include <exception>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
+namespace alloy::tool {
+
+int knobs(const knobs_options & options) {
+    std::fputs((options.markdown ? knobs_markdown() : knobs_text(read_knobs())).c_str(), stdout);
+    return exit_good;
+}
+
+namespace {
+
+constexpr const char * examples = R"(Examples:
+  alloy doctor                          would the llama.cpp on PATH use the plugin, and if not, why not
+  alloy doctor ~/llama.cpp/build/bin    the same for another one
+  alloy run llama-server -m model.gguf  start it with the plugin
+  alloy run --print llama-cli -h        show the command and the environment, start nothing
+  alloy status --watch 1                what the plugin does in each running process
+
+Exit codes:
+)";
+constexpr const char * doctor_codes =
+    "  doctor   0 the plugin would be used (by each host named, or by the first one on PATH), 1 it would not\n";
+constexpr const char * run_codes =
+    "  run      that of the program; 125 libggml-alloy.so is missing, 126 the program is not executable, 127 it is not found\n";
+constexpr const char * status_codes = "  status   0; 1 when --pid names a process that does not use the plugin\n";
+constexpr const char * all_codes = "  all      2 wrong command line\n";
+
+struct command_line {
+    doctor_options for_doctor;
+    run_options for_run;
+    status_options for_status;
+    knobs_options for_knobs;
+};
+
+// Words before PROGRAM are ours, all others are the program's, whatever they look like.
+std::vector<std::string> take_program(int argc, char ** argv, int & own) {
+    own = argc;
+    if (argc < 2 || std::string(argv[1]) != "run") return {};
+    for (int i = 2; i < argc; i++) {
+        const std::string word = argv[i];
+        if (word == "--plugin")
+            i++; // its value
+        else if (word == "--" || word.empty() || word[0] != '-') {
+            own = i;
+            return {argv + i + (word == "--" ? 1 : 0), argv + argc};
+        }
+    }
+    return {};
+}
+
+void describe(CLI::App & app, command_line & line) {
+    app.set_version_flag("--version", "alloy " ALLOY_VERSION);
+    app.require_subcommand(1);
+
+    CLI::App * doctor = app.add_subcommand("doctor", "Would llama.cpp use the plugin, and if not, why not");
+    doctor->add_option("HOST", line.for_doctor.hosts, "Programs or folders; without one, the llama.cpp programs on PATH");
+    doctor->add_option("--plugin", line.for_doctor.plugin, "Another libggml-alloy.so")->type_name("FILE");
+    doctor->add_flag("--json", line.for_doctor.json, "For scripts");
+
+    CLI::App * run =
+        app.add_subcommand("run", "Start a llama.cpp program with the plugin: alloy run [OPTIONS] [--] PROGRAM [ARGS..]");
+    run->add_option("--plugin", line.for_run.plugin, "Another libggml-alloy.so")->type_name("FILE");
+    run->add_flag("--print", line.for_run.print, "Show command and environment instead");
+
+    CLI::App * status = app.add_subcommand("status", "What the plugin does in each running process");
+    status->add_flag("--json", line.for_status.json, "For scripts; with --watch one line a look");
+    status->add_option("--pid", line.for_status.pid, "Only this process")->check(CLI::PositiveNumber)->type_name("N");
+    status->add_option("--watch", line.for_status.watch, "Look again every so many seconds")
+        ->check(CLI::Range(0.05, 86400.0))
+        ->type_name("SECONDS");
+
+    CLI::App * knobs = app.add_subcommand("knobs", "The environment variables of the plugin and their values now");
+    knobs->add_flag("--markdown", line.for_knobs.markdown, "The page docs/knobs.md");
+
+    CLI::App * help = app.add_subcommand("help", "This text, or that of one command");
+    help->add_option("COMMAND", "doctor, run, status or knobs");
+
+    const std::string codes = "Exit codes:\n";
+    doctor->footer(codes + doctor_codes + all_codes);
+    run->footer(codes + run_codes + all_codes);
+    status->footer(codes + status_codes + all_codes);
+    app.footer(std::string(examples) + doctor_codes + run_codes + status_codes + all_codes);
+}
+
+// `alloy help run` is `alloy run --help`.
+std::vector<std::string> words_to_parse(int own, char ** argv) {
+    std::vector<std::string> words(argv + 1, argv + own);
+    if (!words.empty() && words[0] == "help") {
+        words.erase(words.begin());
+        words.emplace_back("--help");
+    }
+    return {words.rbegin(), words.rend()}; // CLI11 takes them from the back
+}
+
+int start(int argc, char ** argv) {
+    CLI::App app("ggml-alloy makes an unmodified llama.cpp faster and smaller; alloy checks, starts and watches it.", "alloy");
+    command_line line;
+    describe(app, line);
+    int own = argc;
+    line.for_run.command = take_program(argc, argv, own);
+    if (argc < 2) {
+        std::fputs(app.help().c_str(), stderr);
+        return exit_usage;
+    }
+    try {
+        app.parse(words_to_parse(own, argv));
+    } catch (const CLI::ParseError & error) {
+        if (error.get_exit_code() == 0) return app.exit(error); // --help, --version
+        fmt::print(stderr, "alloy: {}; see `alloy help`\n", error.what());
+        return exit_usage;
+    }
+    if (app.got_subcommand("doctor")) return doctor(line.for_doctor);
+    if (app.got_subcommand("status")) return status(line.for_status);
+    if (app.got_subcommand("knobs")) return knobs(line.for_knobs);
+    if (line.for_run.command.empty()) {
+        fmt::print(stderr, "alloy run: no program, expected alloy run [--] PROGRAM [ARGS..]\n");
+        return exit_usage;
+    }
+    return run(line.for_run);
+}
+
+} // namespace
+} // namespace alloy::tool
+
+int main(int argc, char ** argv) {
+    try {
+        return alloy::tool::start(argc, argv);
+    } catch (const std::exception & error) {
+        fmt::print(stderr, "alloy: {}\n", error.what());
+        return alloy::tool::exit_bad;
+    }
+}

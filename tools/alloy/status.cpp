@@ -1,0 +1,146 @@
+// alloy status: what the plugin does in each running process.
+#include "commands.h"
+#include "counter_files.h"
+
+#include "base/os.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <ctime>
+#include <thread>
+
+#include <unistd.h>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+namespace alloy::tool {
+namespace {
+
+using json = nlohmann::ordered_json;
+
+struct op_count {
+    std::string name;
+    uint64_t nodes;
+};
+
+uint64_t value(const counter_block & block, counter which) {
+    return block.values[static_cast<int>(which)].load(std::memory_order_relaxed);
+}
+
+// An older plugin has fewer counters; those of a newer one that we do not know by name stay unseen.
+int known_counters(const counter_block & block) {
+    return std::min(num_counters, static_cast<int>(std::min<uint32_t>(block.num_counters, 64)));
+}
+
+std::vector<op_count> delegated_ops(const counter_block & block) {
+    std::vector<op_count> ops;
+    for (int op = 0; op < num_host_ops; op++) {
+        const uint64_t nodes = block.delegated[op].load(std::memory_order_relaxed);
+        if (nodes == 0) continue;
+        ops.push_back({block.op_names[op][0] != 0 ? block.op_names[op] : fmt::format("op {}", op), nodes});
+    }
+    std::stable_sort(ops.begin(), ops.end(), [](const op_count & a, const op_count & b) { return a.nodes > b.nodes; });
+    return ops;
+}
+
+// Steps of the plugin's kernels among all the work that graphs asked for; -1 before the first graph.
+double own_share(const counter_block & block) {
+    const double own = static_cast<double>(value(block, counter::kernel_steps)),
+                 other = static_cast<double>(value(block, counter::delegated_nodes));
+    return own + other > 0 ? own / (own + other) : -1;
+}
+
+uint64_t uptime(const counter_block & block) {
+    const auto now = static_cast<uint64_t>(std::time(nullptr));
+    return now - std::min(now, block.started);
+}
+
+std::string duration(uint64_t seconds) {
+    const uint64_t minutes = seconds / 60, hours = minutes / 60;
+    if (hours >= 24) return fmt::format("{} d {} h", hours / 24, hours % 24);
+    if (hours > 0) return fmt::format("{} h {} min", hours, minutes % 60);
+    return minutes > 0 ? fmt::format("{} min {} s", minutes, seconds % 60) : fmt::format("{} s", seconds);
+}
+
+std::string amount(uint64_t number, const std::string & unit) {
+    if (unit == "bytes") return fmt::format("{:.1f} MiB", static_cast<double>(number) / 1048576.0);
+    return fmt::format("{} {}", number, unit);
+}
+
+std::string process_text(const counter_block & block) {
+    constexpr size_t most_ops = 8;
+    std::string text = fmt::format("{} (process {}), up {}, host ggml {}, {}\n", block.program, block.process,
+                                   duration(uptime(block)), block.host, block.isa);
+    for (int i = 0; i < known_counters(block); i++) {
+        const counter_info & info = info_of(static_cast<counter>(i));
+        text += fmt::format("  {:<18} {:>18}  {}\n", info.name,
+                            amount(block.values[i].load(std::memory_order_relaxed), info.unit), info.help);
+    }
+    const double share = own_share(block);
+    text += fmt::format("  {:<18} {:>18}  {}\n", "own share", share < 0 ? "-" : fmt::format("{:.1f} %", 100 * share),
+                        "kernel_steps of kernel_steps + delegated_nodes");
+    const std::vector<op_count> ops = delegated_ops(block);
+    uint64_t rest = 0;
+    for (size_t i = 0; i < ops.size(); i++) {
+        if (i < most_ops)
+            text += fmt::format("  delegated {:<21} {:>5} nodes\n", ops[i].name, ops[i].nodes);
+        else
+            rest += ops[i].nodes;
+    }
+    return rest > 0 ? text + fmt::format("  delegated {:<21} {:>5} nodes\n", "others", rest) : text;
+}
+
+json process_json(const counter_block & block) {
+    json counters = json::object(), units = json::object(), ops = json::object();
+    for (int i = 0; i < known_counters(block); i++) {
+        const counter_info & info = info_of(static_cast<counter>(i));
+        counters[info.name] = block.values[i].load(std::memory_order_relaxed);
+        units[info.name] = info.unit;
+    }
+    for (const op_count & op : delegated_ops(block)) ops[op.name] = op.nodes;
+    const double share = own_share(block);
+    return {{"process", block.process}, {"program", block.program},
+            {"host", block.host},       {"isa", block.isa},
+            {"started", block.started}, {"uptime", uptime(block)},
+            {"counters", counters},     {"units", units},
+            {"delegated", ops},         {"own_share", share < 0 ? json() : json(share)}};
+}
+
+// Returns the number of processes shown.
+size_t show(const status_options & options) {
+    std::vector<std::string> complaints;
+    std::vector<counter_file> files = read_counter_files(os::runtime_directory(), complaints);
+    files.erase(std::remove_if(files.begin(), files.end(),
+                               [&](const counter_file & f) { return options.pid != 0 && f.block->process != options.pid; }),
+                files.end());
+    for (const std::string & complaint : complaints) fmt::print(stderr, "alloy status: {}\n", complaint);
+    if (options.json) {
+        json list = json::array();
+        for (const counter_file & file : files) list.push_back(process_json(*file.block));
+        // Watched, each look is one line.
+        std::puts(list.dump(options.watch > 0 ? -1 : 2, ' ', false, json::error_handler_t::replace).c_str());
+        return files.size();
+    }
+    for (size_t i = 0; i < files.size(); i++) fmt::print("{}{}", i == 0 ? "" : "\n", process_text(*files[i].block));
+    if (files.empty() && options.pid == 0)
+        std::puts("No process uses the plugin now.");
+    else if (files.empty())
+        fmt::print("Process {} does not use the plugin, or GGML_ALLOY_COUNTERS=0 hides it.\n", options.pid);
+    return files.size();
+}
+
+} // namespace
+
+int status(const status_options & options) {
+    while (true) {
+        if (options.watch > 0 && !options.json && isatty(STDOUT_FILENO)) std::fputs("\033[H\033[2J", stdout);
+        const size_t shown = show(options);
+        if (options.watch <= 0) return shown == 0 && options.pid != 0 ? exit_bad : exit_good;
+        if (std::fflush(stdout) != 0) return exit_good; // the reader is gone
+        std::this_thread::sleep_for(std::chrono::duration<double>(options.watch));
+    }
+}
+
+} // namespace alloy::tool
