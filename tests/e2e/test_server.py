@@ -3,9 +3,10 @@ import harness
 from harness import alloy, delegated, model, stock
 from server import Server
 
-# Continuations that no rounding changes, whatever else is in the batch.
+# Continuations whose first tokens no rounding changes, whatever else is in the batch.
 SURE_PROMPTS = ["Count: 1, 2, 3, 4, 5, 6, 7, 8,", "Monday, Tuesday, Wednesday, Thursday, Monday, Tuesday, Wednesday,", "a b c d e f g h i j k",
                 "January, February, March, April, May,"]
+SURE_TOKENS = 6
 STORY = harness.PROMPT
 OTHER = "The recipe needs two eggs, a cup of flour and"
 
@@ -46,7 +47,7 @@ class ServerTest(harness.HostTest):
         return expected
 
     def sure_answers(self) -> list:
-        return self.play("smollm2", "-c 2048 -np 1", lambda s: [s.tokens(p, 12, cache_prompt=False) for p in SURE_PROMPTS], stock())
+        return self.play("smollm2", "-c 2048 -np 1", lambda s: [s.tokens(p, SURE_TOKENS, cache_prompt=False) for p in SURE_PROMPTS], stock())
 
 
 class Slots(ServerTest):
@@ -56,9 +57,9 @@ class Slots(ServerTest):
         for flags, streams in (("-c 2048", 1), ("-c 2048 -np 4", 4)):
             for env in (delegated(), alloy()):
                 with self.subTest(flags=flags, kernels=env.get("GGML_ALLOY_KERNELS", "on")):
-                    rounds = self.play("smollm2", flags, lambda s: [s.at_once(SURE_PROMPTS, 12) for _ in range(2)], env)
+                    rounds = self.play("smollm2", flags, lambda s: [s.at_once(SURE_PROMPTS, SURE_TOKENS) for _ in range(2)], env)
                     self.assertEqual(rounds, [expected, expected])
-                    self.assertIn(f"{4 // streams if streams == 4 else 4}/{streams} seqs", self.log.text)
+                    self.assertIn(f"4/{streams} seqs", self.log.text)
 
     def test_several_answers_to_one_prompt(self):
         # With streams the prompt's cells are copied to the other slots; unified they are shared.

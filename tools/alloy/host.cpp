@@ -187,7 +187,7 @@ std::string find_program(const std::string & name, bool & is_forbidden) {
     is_forbidden = false;
     const auto folders = name.find('/') != std::string::npos ? std::vector<std::string>{""} : path_folders();
     for (const std::string & folder : folders) {
-        const std::string path = folder.empty() ? name : folder + "/" + name;
+        std::string path = folder.empty() ? name : folder + "/" + name;
         struct stat info {};
         if (name.empty() || stat(path.c_str(), &info) != 0) continue;
         if (S_ISREG(info.st_mode) && access(path.c_str(), X_OK) == 0) return path;

@@ -76,7 +76,7 @@ std::string quoted(const std::string & word) {
 
 void print_command(const std::string & plugin, const texts & command) {
     std::string line = "GGML_BACKEND_PATH=" + quoted(plugin);
-    for (const std::string & word : command) line += " " + quoted(word);
+    for (const std::string & word : command) line.append(1, ' ').append(quoted(word));
     std::puts(line.c_str());
 }
 
