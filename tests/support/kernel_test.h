@@ -13,7 +13,8 @@ namespace alloy::test {
 template <class Row> class kernel_test : public testing::TestWithParam<Row> {
   protected:
     void SetUp() override {
-        if (!isa_has(isa_of_cpu(), this->GetParam().token)) GTEST_SKIP() << "this CPU has no " << isa_name(this->GetParam().token);
+        const isa token = this->GetParam().token;
+        if (!isa_has(isa_of_cpu(), token)) GTEST_SKIP() << "this CPU has no " << isa_name(token);
     }
 };
 

@@ -22,8 +22,7 @@
 namespace alloy::tool {
 namespace {
 
-// --- the child
-// --------------------------------------------------------------------------------------------------------------------
+// --- the child ---
 
 // Answers are lines "key value", written at once: what was found before a crash is kept.
 void answer(int pipe, const std::string & line) {
@@ -90,8 +89,7 @@ void list_devices(void * ggml, int answers) {
     _exit(0); // no destructors: some drivers crash in theirs
 }
 
-// --- the parent
-// -------------------------------------------------------------------------------------------------------------------
+// --- the parent ---
 
 struct stream {
     int file = -1;

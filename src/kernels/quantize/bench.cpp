@@ -44,7 +44,8 @@ void measure(const listed & row, int64_t columns, int64_t rows, double cycle) {
     const double elements = static_cast<double>(columns * rows);
     const double bytes = 4 * elements + static_cast<double>(args.stride_out * rows);
     std::printf("%-34s %7lld %5lld %10.1f %8.3f %8.1f %8.2f\n", row.name, static_cast<long long>(columns),
-                static_cast<long long>(rows), t.ours / static_cast<double>(rows) * 1e9, t.ours / elements / cycle, bytes / t.ours * 1e-9, t.ratio);
+                static_cast<long long>(rows), t.ours / static_cast<double>(rows) * 1e9, t.ours / elements / cycle,
+                bytes / t.ours * 1e-9, t.ratio);
     std::fflush(stdout);
 }
 
