@@ -167,6 +167,7 @@ bool weight_set::make_shadows() {
         buffer->usage = host::usage_weights;
         shadow_buffers_.push_back(buffer);
         auto * next = static_cast<char *>(host.ggml_backend_buffer_get_base(buffer));
+        os::advise_huge(next, total); // memory of the host's, but nobody has touched it yet
         for (weight * w : members) {
             w->shadow = w->described;
             w->shadow.buffer = nullptr;

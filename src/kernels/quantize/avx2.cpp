@@ -1,6 +1,6 @@
 // Family quantize, AVX2, 256 numbers a step.
 // Registers: pass 1 has 8 maxima, pass 2 4 vectors of numbers and 4 of sums.
-// Limit: the pipes of comparisons, additions and conversions, 80 operations of 32 B in 256 numbers.
+// Limit: shuffles, packs and sums, 60 operations of 32 B in 256 numbers, and maxima and conversions, 63, two of each a cycle.
 // Lost: one reduction and one division a block (folding 8 blocks together gives their maxima in one vector, in order); sums
 // by maddubs + madd (sad does both); broadcasting factors from a register (from memory they are free).
 #include "kernels/quantize/quantize.h"

@@ -1,6 +1,6 @@
 // Family quantize, AVX-512 (F, BW, VL, DQ), 256 numbers a step.
 // Registers: pass 1 has 8 maxima, pass 2 4 vectors of numbers and 4 of sums; both leave half of the file unused.
-// Limit: the pipes of comparisons, additions and conversions, 40 operations of 64 B in 256 numbers, then shuffles, 37.
+// Limit: shuffles, packs and sums, 39 operations of 64 B in 256 numbers, one a cycle on Zen 4; then maxima and conversions, 32.
 // Lost: one reduction a block (a chain of 4 shuffles for one number; folding 8 blocks together takes 2 each); vpmovdb (as many
 // shuffles as the packs, and no vector of 64 codes to sum); sums by maddubs + madd (sad does both); broadcasting factors from
 // a register (8 permutations; from memory they are free).

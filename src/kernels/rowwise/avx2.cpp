@@ -1,8 +1,8 @@
 // Family rowwise, AVX2 + FMA, 8 lanes.
 // Registers: rms_norm 8 accumulators; swiglu and geglu 2 x 4 to 2 x 6 values, which leaves some constants in memory operands.
 // Limit: add, scale and the second pass of the norms by stores (32 B a cycle); swiglu and geglu by the two FMA pipes.
-// Lost: rcpps + one Newton step (3 multiplications more than the division, which has its own unit); gathers for rope_neox's
-// table (the shuffle and permutation of two loads cost 4 operations for 8 pairs, once for 4 rows).
+// Lost: rcpps + one Newton step (3 slots more than the division); a gather for rope_neox's table (two loads, two
+// shuffles and two permutations make 8 pairs).
 #include "kernels/rowwise/rowwise.h"
 
 #include <immintrin.h>

@@ -1,9 +1,9 @@
 // Family rowwise, AVX-512 (F, BW, VL, DQ), 16 lanes.
-// Registers: rms_norm 8 accumulators; swiglu 12 constants and 2 x 4 values, geglu 17 and 2 x 6; rope_neox cos, sin and 4 rows.
+// Registers: rms_norm 8 accumulators; swiglu 12 constants and 2 x 4 values, geglu 17 and 2 x 6.
 // Limit: add, scale and the second pass of the norms by stores (64 B in 2 cycles on Zen 4); swiglu and geglu by the two FMA
-// pipes, where a division takes 2 slots of 16 lanes: 10 and 18 slots a vector.
-// Lost: rcp14 + one Newton step (3 slots more than the division); scalef (2 slots, two integer operations have none); 2^(j/32)
-// by vpermt2ps (shuffles share a pipe with FMA); a rational 2^f (fewer multiplications, but more operations in all).
+// pipes, where a division takes 2 slots of 16 lanes: 10 and 17 slots a vector.
+// Lost: rcp14 + one Newton step (3 slots more than the division); scalef (2 slots; a shift and an addition fit elsewhere);
+// 2^(j/32) by vpermt2ps (shuffles share a pipe with FMA); a rational 2^f (fewer multiplications, but more operations in all).
 #include "kernels/rowwise/rowwise.h"
 
 #if defined(__GNUC__) && !defined(__clang__)

@@ -209,47 +209,29 @@ inline void scale_rows(const rowwise_args & args) {
     }
 }
 
-// `rows` rows from `row` on that share one row of (cos, sin) pairs, so that it is loaded and split once.
-template <bool neox, int rows> inline void rope_rows(const rowwise_args & args, int64_t row) {
-    const float * b = row_of(args.b, args.stride_b, row);
-    const float * a[rows];
-    float * out[rows];
-    ALLOY_UNROLL for (int r = 0; r < rows; r++) {
-        a[r] = row_of(args.a, args.stride_a, row + r);
-        out[r] = row_of(args.out, args.stride_out, row + r);
-    }
-    const int64_t n = args.num_rotated, half = n / 2;
-    if constexpr (neox) {
-        for_vectors(half, [&](int64_t i, auto at) {
-            reg cos, sin;
-            at.load_cos_sin(b + 2 * i, cos, sin);
-            ALLOY_UNROLL for (int r = 0; r < rows; r++) {
-                const reg lo = at.load(a[r] + i), hi = at.load(a[r] + half + i);
-                at.store(out[r] + i, vec::fms(lo, cos, vec::mul(hi, sin)));
-                at.store(out[r] + half + i, vec::fma(lo, sin, vec::mul(hi, cos)));
-            }
-        });
-    } else {
-        for_vectors(n, [&](int64_t i, auto at) {
-            const reg cos_sin = at.load(b + i);
-            ALLOY_UNROLL for (int r = 0; r < rows; r++) {
-                at.store(out[r] + i, vec::rotate_pairs(at.load(a[r] + i), cos_sin));
-            }
-        });
-    }
-    ALLOY_UNROLL for (int r = 0; r < rows; r++) {
-        if (n < args.k && a[r] != out[r]) memcpy(out[r] + n, a[r] + n, static_cast<size_t>(args.k - n) * sizeof(float));
-    }
-}
-
-template <bool neox> inline void rope_all(const rowwise_args & args) {
+// Rows one by one even where all share one row of (cos, sin): turning four at once loads and splits it once, which is worth a
+// third in L1, but from memory it costs 60 %, because the rows' lines are then not touched in order.
+template <bool neox> inline void rope_rows(const rowwise_args & args) {
     ALLOY_EXPECT(args.k >= 1 && args.a && args.b && args.out);
     ALLOY_EXPECT(args.num_rotated >= 0 && args.num_rotated <= args.k && args.num_rotated % 2 == 0);
-    int64_t r = 0;
-    if (args.stride_b == 0) {
-        for (; r + 4 <= args.num_rows; r += 4) rope_rows<neox, 4>(args, r);
+    const int64_t n = args.num_rotated, half = n / 2;
+    for (int64_t r = 0; r < args.num_rows; r++) {
+        const float * a = row_of(args.a, args.stride_a, r);
+        const float * b = row_of(args.b, args.stride_b, r);
+        float * out = row_of(args.out, args.stride_out, r);
+        if constexpr (neox) {
+            for_vectors(half, [=](int64_t i, auto at) {
+                reg cos, sin;
+                at.load_cos_sin(b + 2 * i, cos, sin);
+                const reg lo = at.load(a + i), hi = at.load(a + half + i);
+                at.store(out + i, vec::fms(lo, cos, vec::mul(hi, sin)));
+                at.store(out + half + i, vec::fma(lo, sin, vec::mul(hi, cos)));
+            });
+        } else {
+            for_vectors(n, [=](int64_t i, auto at) { at.store(out + i, vec::rotate_pairs(at.load(a + i), at.load(b + i))); });
+        }
+        if (n < args.k && a != out) memcpy(out + n, a + n, static_cast<size_t>(args.k - n) * sizeof(float));
     }
-    for (; r < args.num_rows; r++) rope_rows<neox, 1>(args, r);
 }
 
 } // namespace
@@ -263,5 +245,5 @@ template <bool neox> inline void rope_all(const rowwise_args & args) {
     void rowwise_f32_scale_##isa(const rowwise_args & args) { scale_rows(args); }                               \
     void rowwise_f32_swiglu_##isa(const rowwise_args & args) { map_rows<swiglu_op>(args); }                     \
     void rowwise_f32_geglu_##isa(const rowwise_args & args) { map_rows<geglu_op>(args); }                       \
-    void rowwise_f32_rope_normal_##isa(const rowwise_args & args) { rope_all<false>(args); }                    \
-    void rowwise_f32_rope_neox_##isa(const rowwise_args & args) { rope_all<true>(args); }
+    void rowwise_f32_rope_normal_##isa(const rowwise_args & args) { rope_rows<false>(args); }                   \
+    void rowwise_f32_rope_neox_##isa(const rowwise_args & args) { rope_rows<true>(args); }
