@@ -71,15 +71,23 @@ template <class Ours> timing alone(Ours && ours) {
     return {best, 0};
 }
 
-// Floats at a cache line's start.
-struct floats {
-    explicit floats(size_t n, float value = 0) : data(static_cast<float *>(::operator new(n * 4 + 64, std::align_val_t(64)))) {
+// Floats at a cache line's start. Each array starts elsewhere in its page: a load 4096 bytes behind a store would wait for it.
+class floats {
+  public:
+    explicit floats(size_t n, float value = 0) {
+        static size_t line = 0;
+        line = (line + 9) % 64;
+        base_ = static_cast<char *>(::operator new(n * 4 + 8192, std::align_val_t(4096)));
+        data = reinterpret_cast<float *>(base_ + line * 64);
         std::fill_n(data, n, value);
     }
-    ~floats() { ::operator delete(data, std::align_val_t(64)); }
+    ~floats() { ::operator delete(base_, std::align_val_t(4096)); }
     floats(const floats &) = delete;
     floats & operator=(const floats &) = delete;
     float * data;
+
+  private:
+    char * base_;
 };
 
 } // namespace alloy::test

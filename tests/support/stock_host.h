@@ -49,10 +49,8 @@ struct stock_host {
 // A graph that repeats one operator on the same memory, so that what a graph costs besides its nodes hardly counts.
 class stock_graph {
   public:
-    static constexpr int repeats = 64;
-
     // node(context) makes one repetition; it gives every tensor its memory with at().
-    template <class Node> stock_graph(const stock_host & host, Node node) : host_(host) {
+    template <class Node> stock_graph(const stock_host & host, int repeats, Node node) : host_(host) {
         context_ = host.ggml_init({.mem_size = size_t(8) << 20, .mem_buffer = nullptr, .no_alloc = true});
         graph_ = host.ggml_new_graph_custom(context_, 4 * repeats, false);
         for (int i = 0; i < repeats; i++) host.ggml_build_forward_expand(graph_, node(context_));

@@ -98,12 +98,13 @@ void measure(const listed & row, int64_t columns, int64_t rows, double cycle) {
 #ifdef ALLOY_HOST_HEADERS
     static const test::stock_host host;
     if (host.present) {
-        test::stock_graph graph(host, [&](ggml_context * context) { return stock_node(host, context, row.op, m); });
+        const int repeats = columns * rows < (1 << 17) ? 64 : 1;
+        test::stock_graph graph(host, repeats, [&](ggml_context * context) { return stock_node(host, context, row.op, m); });
         const auto ours_repeated = [&] {
-            for (int i = 0; i < test::stock_graph::repeats; i++) ours();
+            for (int i = 0; i < repeats; i++) ours();
         };
         t = test::in_turn(ours_repeated, [&] { graph.run(); });
-        t.ours /= test::stock_graph::repeats;
+        t.ours /= repeats;
     }
 #endif
     if (t.ours == 0) t = test::alone(ours);
