@@ -6,7 +6,7 @@
 
 namespace alloy {
 
-// The two activation formats (formats/act_q8.h has the bytes): scales per 32 for the 32-block weight types, per 256 for the K-quants.
+// The two activation formats (bytes in formats/act_q8.h): a scale per 32 for the 32-block weight types, per 256 for the K-quants.
 enum class act_format : uint8_t { q8_32, q8_256, count };
 
 // CONTRACT quantize
