@@ -1,8 +1,9 @@
-"""What comes beside a plain text model: LoRA, control vectors, embeddings, pictures. Host arithmetic, so equal to stock."""
+"""What comes beside a plain text model: LoRA, control vectors, embeddings, pictures. Equal to stock with the host's arithmetic."""
 import json
+import math
 
 import harness
-from harness import delegated, model, run, stock
+from harness import alloy, delegated, model, run, stock
 from server import Server
 
 PROMPT = harness.PROMPT
@@ -44,6 +45,12 @@ class Embeddings(harness.HostTest):
         self.assertGreater(len(set(expected)), 100)
         self.assertEqual(got, expected)
 
+        result, near = self.embed(name, alloy(), flags)
+        self.assert_used(result)
+        self.assertGreater(result.kernel_steps, 0)
+        norms = math.hypot(*expected) * math.hypot(*near)
+        self.assertGreater(sum(a * b for a, b in zip(expected, near)) / norms, 0.999)  # rounding noise of 8-bit activations
+
     def test_causal_model(self):
         self.check("smollm2", "--pooling", "mean")
 
@@ -70,8 +77,13 @@ class Pictures(harness.HostTest):
         expected = self.describe(stock())
         result = self.describe(delegated())
         self.assert_used(result)
+        self.assertIn("CLIP using ALLOY0", result.text)  # the vision tower is with us too
         self.assertGreater(len(expected.out.strip()), 10)
         self.assert_same_text(result.out, expected.out)
+
+        ours = self.describe(alloy())
+        self.assert_used(ours)
+        self.assertGreater(ours.kernel_steps, result.kernel_steps)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
 
     random_models.py NAME..        names: see MODELS at the end of this file
 
-Random models cover architectures and formats that no small public model covers. Weights are drawn from a seed made of the name and the tensor's
-name, so that every machine makes the same bytes. The tokenizer is SmolLM2's. Needs numpy and gguf: run it with the interpreter that
-tools/setup/venv.sh prints. Other formats are made by the llama-quantize in ALLOY_HOST_BIN, or in the folder that host.sh prints; among
+Random models cover architectures and formats that no small public model covers. Weights are drawn from a seed made of the model's and
+the tensor's name, so that every machine makes the same bytes. The tokenizer is SmolLM2's. Needs numpy and gguf: run it with the
+interpreter that tools/setup/venv.sh prints. Other formats are made by the llama-quantize in ALLOY_HOST_BIN, or in the folder that host.sh prints; among
 them the two real models with their weights expanded to f32, for which no 8-bit activations hide what a kernel changes.
 """
 import functools
@@ -62,6 +62,14 @@ class Tensors:
 
     def bias(self, name: str, width: int):
         self.writer.add_tensor(name, self.noise(name, (width,), 0.1))
+
+    def affine(self, name: str, out: int, inp: int):
+        self.matrix(name + ".weight", out, inp)
+        self.bias(name + ".bias", out)
+
+    def layer_norm(self, name: str, width: int):
+        self.norm(name + ".weight", width)
+        self.bias(name + ".bias", width)
 
 
 def open_writer(path: pathlib.Path, arch: str) -> gguf.GGUFWriter:
@@ -146,23 +154,15 @@ def encoder(path: pathlib.Path, layers: int = 3, width: int = 256, ffn: int = 51
     t.matrix("token_types.weight", 1, width, dtype=np.float32)
     t.matrix("position_embd.weight", context, width, dtype=np.float32)
 
-    def affine(name: str, out: int, inp: int):
-        t.matrix(name + ".weight", out, inp)
-        t.bias(name + ".bias", out)
-
-    def layer_norm(name: str):
-        t.norm(name + ".weight", width)
-        t.bias(name + ".bias", width)
-
-    layer_norm("token_embd_norm")
+    t.layer_norm("token_embd_norm", width)
     for i in range(layers):
         b = f"blk.{i}."
         for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
-            affine(b + part, width, width)
-        affine(b + "ffn_up", ffn, width)
-        affine(b + "ffn_down", width, ffn)
-        layer_norm(b + "attn_output_norm")
-        layer_norm(b + "layer_output_norm")
+            t.affine(b + part, width, width)
+        t.affine(b + "ffn_up", ffn, width)
+        t.affine(b + "ffn_down", width, ffn)
+        t.layer_norm(b + "attn_output_norm", width)
+        t.layer_norm(b + "layer_output_norm", width)
     close_writer(w)
 
 
@@ -211,21 +211,16 @@ def vision_tower(path: pathlib.Path, layers: int = 3, width: int = 128, ffn: int
     t.matrix("v.patch_embd.weight", width, 3, patch, patch, gain=0.1, dtype=np.float32)
     t.matrix("v.position_embd.weight", (image // patch) ** 2, width, dtype=np.float32)
 
-    def affine(name: str, out: int, inp: int):
-        t.matrix(name + ".weight", out, inp)
-        t.bias(name + ".bias", out)
-
     for i in range(layers):
         b = f"v.blk.{i}."
         for part in ("attn_q", "attn_k", "attn_v", "attn_out"):
-            affine(b + part, width, width)
-        affine(b + "ffn_up", ffn, width)
-        affine(b + "ffn_down", width, ffn)
+            t.affine(b + part, width, width)
+        t.affine(b + "ffn_up", ffn, width)
+        t.affine(b + "ffn_down", width, ffn)
         for part in ("ln1", "ln2"):
-            t.norm(f"{b}{part}.weight", width)
-            t.bias(f"{b}{part}.bias", width)
-    affine("mm.0", LLAMA["width"], width)
-    affine("mm.2", LLAMA["width"], LLAMA["width"])
+            t.layer_norm(b + part, width)
+    t.affine("mm.0", LLAMA["width"], width)
+    t.affine("mm.2", LLAMA["width"], LLAMA["width"])
     close_writer(w)
 
 
