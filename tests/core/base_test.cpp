@@ -93,6 +93,9 @@ TEST(ThreadPool, WorksAfterParkingAndWhenLeasedByAnother) {
 }
 
 TEST(ThreadPool, IsMadeAnewInAForkedChild) {
+#ifdef ALLOY_EMULATED
+    GTEST_SKIP() << "qemu 7.2 itself ends when a forked child starts threads (qemu_plugin_vcpu_init_hook)";
+#endif
     tally t;
     run_on_pool(2, tally_thread, &t);
     const pid_t child = fork();
@@ -103,7 +106,8 @@ TEST(ThreadPool, IsMadeAnewInAForkedChild) {
     }
     int status = 1;
     ASSERT_EQ(waitpid(child, &status, 0), child);
-    EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    EXPECT_TRUE(WIFEXITED(status)) << "signal " << WTERMSIG(status);
+    EXPECT_EQ(WEXITSTATUS(status), 0);
 }
 
 TEST(Options, ComplaintNamesKnobValueAndRange) {
