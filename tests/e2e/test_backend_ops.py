@@ -65,11 +65,11 @@ class OperatorTest(harness.HostTest):
 
 class Selection(OperatorTest):
     def test_whole_operators(self):
-        self.check(("-o", ",".join(WHOLE)), WHOLE, 600)
+        self.check(("-o", ",".join(WHOLE)), WHOLE, 1200)
 
     def test_parts_of_operators(self):
         patterns = "|".join(f"({parameters})" for parameters, _ in PARTLY.values())
-        self.check(("-o", ",".join(PARTLY), "-p", patterns), {op: least for op, (_, least) in PARTLY.items()}, 600)
+        self.check(("-o", ",".join(PARTLY), "-p", patterns), {op: least for op, (_, least) in PARTLY.items()}, 1200)
 
 
 class Everything(OperatorTest):
