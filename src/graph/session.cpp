@@ -162,7 +162,7 @@ int session::run(plan & p, const host::graph & graph) {
 }
 
 // A graph with delegated nodes is carried by the host's threads from end to end, our steps as CUSTOM nodes between its own: two
-// thread pools on the same cores, one spinning while the other works, would cost more than any kernel gains.
+// thread pools on the same cores, one spinning while the other works, cost more than the kernels gain (docs/performance.md).
 int session::run_in_host_threads(plan & p, const host::graph & graph) {
     if (p.carried.empty()) {
         for (size_t i = 0; i < p.steps.size();) {
