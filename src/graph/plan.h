@@ -38,6 +38,12 @@ struct step {
     std::string label;
 };
 
+// Whether one of the steps writes what the other touches: a barrier must stand between them.
+bool steps_meet(const step & before, const step & after);
+
+// A node that computes something: no view, flagged for this run, not empty.
+bool is_live(const host::tensor * node);
+
 // Row numbers that come with each run; outside [0, limit) they would make the host abort.
 struct index_check {
     const host::tensor * indices; // I32 or I64, in host memory

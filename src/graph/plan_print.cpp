@@ -19,17 +19,6 @@ std::string host_nodes(const step & s) {
     return text;
 }
 
-bool any_meet(const std::vector<byte_range> & a, const std::vector<byte_range> & b) {
-    return std::any_of(a.begin(), a.end(), [&](const byte_range & x) {
-        return std::any_of(b.begin(), b.end(), [&](const byte_range & y) { return x.meets(y); });
-    });
-}
-
-bool is_live(const host::tensor * node) {
-    const bool empty = std::any_of(std::begin(node->ne), std::end(node->ne), [](int64_t n) { return n <= 0; });
-    return !host::is_view_op(host::op_of(node)) && (node->flags & host::flag_compute) != 0 && !empty;
-}
-
 // Nodes of a kernel step whose result is nowhere among what the step writes.
 std::vector<const host::tensor *> unwritten_nodes(const step & s) {
     std::vector<const host::tensor *> nodes;
@@ -70,7 +59,7 @@ std::string verify_plan(const plan & p, const host::graph & graph) {
         }
         for (size_t j = since; j < i; j++) {
             const step & before = p.steps[j];
-            if (any_meet(s.reads, before.writes) || any_meet(s.writes, before.writes) || any_meet(s.writes, before.reads)) {
+            if (steps_meet(before, s)) {
                 return "steps " + std::to_string(j) + " and " + std::to_string(i) + " meet without a barrier";
             }
         }

@@ -20,6 +20,20 @@ byte_range range_of(const tensor * t) {
     return {begin, begin + host::api().ggml_nbytes(t)};
 }
 
+bool steps_meet(const step & before, const step & after) {
+    auto any_meet = [](const std::vector<byte_range> & a, const std::vector<byte_range> & b) {
+        return std::any_of(a.begin(), a.end(), [&](const byte_range & x) {
+            return std::any_of(b.begin(), b.end(), [&](const byte_range & y) { return x.meets(y); });
+        });
+    };
+    return any_meet(after.reads, before.writes) || any_meet(after.writes, before.writes) || any_meet(after.writes, before.reads);
+}
+
+bool is_live(const tensor * node) {
+    const bool empty = std::any_of(std::begin(node->ne), std::end(node->ne), [](int64_t n) { return n <= 0; });
+    return !host::is_view_op(host::op_of(node)) && (node->flags & host::flag_compute) != 0 && !empty;
+}
+
 namespace {
 
 // A task should cover at least this much work: about 5 us, ten times what handing it to another thread costs.
@@ -52,8 +66,6 @@ int use_count(const host::graph & graph, const tensor * t) {
     }
 }
 
-bool is_empty(const tensor * t) { return std::any_of(std::begin(t->ne), std::end(t->ne), [](int64_t n) { return n <= 0; }); }
-
 class planner {
   public:
     explicit planner(const host::graph & graph) : graph_(graph) {
@@ -62,7 +74,7 @@ class planner {
         plan_.n_nodes = graph.n_nodes;
         for (int i = 0; i < graph.n_nodes; i++) {
             tensor * node = graph.nodes[i];
-            if (!host::is_view_op(host::op_of(node)) && (node->flags & host::flag_compute) != 0 && !is_empty(node)) live_.push_back(node);
+            if (is_live(node)) live_.push_back(node);
             produced_.insert(node);
         }
     }
@@ -325,15 +337,10 @@ class planner {
     }
 
     bool needs_barrier(size_t since, size_t i) const {
-        auto any_meet = [](const std::vector<byte_range> & a, const std::vector<byte_range> & b) {
-            return std::any_of(a.begin(), a.end(), [&](const byte_range & x) {
-                return std::any_of(b.begin(), b.end(), [&](const byte_range & y) { return x.meets(y); });
-            });
-        };
         const step & s = plan_.steps[i];
         for (size_t j = since; j < i; j++) {
             const step & before = plan_.steps[j];
-            if (any_meet(s.reads, before.writes) || any_meet(s.writes, before.writes) || any_meet(s.writes, before.reads)) return true;
+            if (steps_meet(before, s)) return true;
         }
         return false;
     }

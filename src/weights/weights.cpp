@@ -124,7 +124,7 @@ void weight_set::add(host::tensor * t, bool short_of_memory) {
     w->bytes = host::api().ggml_nbytes(t);
     w->handle = t;
     if (short_of_memory) w->where = layout::file;
-    else if (is_on(option::shadow) && best_shadow_type(*t) != nullptr) w->where = layout::shadow;
+    else if (is_on(option::shadow) && (w->shadow_type = best_shadow_type(*t)) != nullptr) w->where = layout::shadow;
     weights_.push_back(std::move(w));
 }
 
@@ -148,7 +148,7 @@ bool weight_set::make_shadows() {
     const auto & host = host::api();
     std::map<host::buffer_type *, std::vector<weight *>> by_type;
     for (auto & w : weights_) {
-        if (w->where == layout::shadow) by_type[best_shadow_type(w->described)].push_back(w.get());
+        if (w->where == layout::shadow) by_type[w->shadow_type].push_back(w.get());
     }
     for (auto & entry : by_type) {
         host::buffer_type * type = entry.first;

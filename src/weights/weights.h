@@ -38,6 +38,7 @@ struct weight {
     uintptr_t address = 0;  // its rows, or its address range with us
     size_t bytes = 0;
     layout where = layout::plain;
+    host::buffer_type * shadow_type = nullptr; // layout::shadow: the host's choice
     host::tensor shadow{};  // layout::shadow: the tensor to hand to the host in its place
     bool written = false;   // the shadow, or the file mapping, has the data
 };
