@@ -1,5 +1,6 @@
 #include "formats/act_q8.h"
 
+#include <bit>
 #include <cmath>
 
 namespace alloy {
@@ -11,6 +12,9 @@ int8_t code_of(float x) {
     return static_cast<int8_t>(std::nearbyint(x < 127 ? x : 127.0f));
 }
 
+// Of two numbers that are not negative; NaN is the largest.
+float larger(float x, float y) { return std::bit_cast<uint32_t>(y) > std::bit_cast<uint32_t>(x) ? y : x; }
+
 } // namespace
 
 void act_q8_pack(act_q8_layout layout, const float * x, int64_t k, void * row) {
@@ -20,7 +24,7 @@ void act_q8_pack(act_q8_layout layout, const float * x, int64_t k, void * row) {
     auto * sums = reinterpret_cast<int16_t *>(bytes + act_q8_sums_offset(layout, k));
     for (int64_t b = 0; b < k / layout.block; b++) {
         float max = 0;
-        for (int64_t i = b * layout.block; i < (b + 1) * layout.block; i++) max = std::fmax(max, std::fabs(x[i]));
+        for (int64_t i = b * layout.block; i < (b + 1) * layout.block; i++) max = larger(max, std::fabs(x[i]));
         const bool zero = max < act_q8_smallest;
         // 1/127 as f32 is off by 2^-28 only: the product is as good as the quotient.
         scales[b] = zero ? 0 : max * (1.0f / 127.0f);

@@ -10,6 +10,7 @@
 //   act_q8_row_size            end
 //
 // Each section starts at a multiple of 64 bytes and so does the next row; the bytes between sections are never written.
+// A block that holds NaN has scale NaN, one that holds Inf has scale Inf: products stay as wrong as their factors.
 // A row of 2048: q8_32 2048 + 256 + 128 = 2432 bytes, q8_256 2048 + 64 + 256 = 2368 bytes.
 // Sections instead of interleaved blocks: codes are loaded 64 at a time, scales and sums of many blocks as vectors.
 #pragma once

@@ -11,16 +11,20 @@
 namespace alloy {
 namespace {
 
+// Of numbers that are not negative the largest as an integer is the largest, and NaN is larger than all: it must not get lost.
+__m256 larger(__m256 x, __m256 y) { return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(x), _mm256_castps_si256(y))); }
+__m128 larger(__m128 x, __m128 y) { return _mm_castsi128_ps(_mm_max_epi32(_mm_castps_si128(x), _mm_castps_si128(y))); }
+
 __m256 abs_8(const float * x) { return _mm256_and_ps(_mm256_loadu_ps(x), _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff))); }
 __m256 abs_max_32(const float * x) {
-    return _mm256_max_ps(_mm256_max_ps(abs_8(x), abs_8(x + 8)), _mm256_max_ps(abs_8(x + 16), abs_8(x + 24)));
+    return larger(larger(abs_8(x), abs_8(x + 8)), larger(abs_8(x + 16), abs_8(x + 24)));
 }
 
 // Lane by lane, the maxima of the halves of x and of y: [x, y, x, y]
-__m256 fold_words(__m256 x, __m256 y) { return _mm256_max_ps(_mm256_unpacklo_ps(x, y), _mm256_unpackhi_ps(x, y)); }
+__m256 fold_words(__m256 x, __m256 y) { return larger(_mm256_unpacklo_ps(x, y), _mm256_unpackhi_ps(x, y)); }
 __m256 fold_pairs(__m256 x, __m256 y) {
     const __m256d p = _mm256_castps_pd(x), q = _mm256_castps_pd(y);
-    return _mm256_max_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(p, q)), _mm256_castpd_ps(_mm256_unpackhi_pd(p, q)));
+    return larger(_mm256_castpd_ps(_mm256_unpacklo_pd(p, q)), _mm256_castpd_ps(_mm256_unpackhi_pd(p, q)));
 }
 
 __m256i codes_8(const float * x, __m256 factor) { return _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x), factor)); }
@@ -46,18 +50,18 @@ struct tile {
         for (int b = 0; b < 8; b++) m[b] = abs_max_32(x + 32 * b);
         const __m256 u = fold_pairs(fold_words(m[0], m[1]), fold_words(m[2], m[3]));
         const __m256 v = fold_pairs(fold_words(m[4], m[5]), fold_words(m[6], m[7]));
-        const __m256 max = _mm256_max_ps(_mm256_permute2f128_ps(u, v, 0x20), _mm256_permute2f128_ps(u, v, 0x31));
-        const __m256 some = _mm256_cmp_ps(max, _mm256_set1_ps(act_q8_smallest), _CMP_GE_OQ);
+        const __m256 max = larger(_mm256_permute2f128_ps(u, v, 0x20), _mm256_permute2f128_ps(u, v, 0x31));
+        const __m256 some = _mm256_cmp_ps(max, _mm256_set1_ps(act_q8_smallest), _CMP_NLT_UQ);
         _mm256_storeu_ps(scales, _mm256_and_ps(some, _mm256_mul_ps(max, _mm256_set1_ps(1.0f / 127.0f))));
         _mm256_storeu_ps(factors, _mm256_and_ps(some, _mm256_div_ps(_mm256_set1_ps(127.0f), max)));
     }
 
     template <int n> static float abs_max(const float * x) {
         __m256 m = abs_max_32(x);
-        for (int i = 32; i < n; i += 32) m = _mm256_max_ps(m, abs_max_32(x + i));
-        __m128 half = _mm_max_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));
-        half = _mm_max_ps(half, _mm_movehl_ps(half, half));
-        return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
+        for (int i = 32; i < n; i += 32) m = larger(m, abs_max_32(x + i));
+        __m128 half = larger(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));
+        half = larger(half, _mm_movehl_ps(half, half));
+        return _mm_cvtss_f32(larger(half, _mm_movehdup_ps(half)));
     }
 
     // Codes and sums of 128 numbers. A sum of 8 fits in 16 bits: word b of a quadword becomes the sum of block b, and four

@@ -16,14 +16,17 @@
 namespace alloy {
 namespace {
 
-// max(|x|, |y|) in one instruction
-__m512 max_abs(__m512 x, __m512 y) { return _mm512_range_ps(x, y, 0x0B); }
+// Of numbers that are not negative the largest as an integer is the largest, and NaN is larger than all: it must not get lost.
+__m512 larger(__m512 x, __m512 y) { return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(x), _mm512_castps_si512(y))); }
+__m256 larger(__m256 x, __m256 y) { return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(x), _mm256_castps_si256(y))); }
+__m128 larger(__m128 x, __m128 y) { return _mm_castsi128_ps(_mm_max_epi32(_mm_castps_si128(x), _mm_castps_si128(y))); }
+__m512 abs_16(const float * x) { return _mm512_abs_ps(_mm512_loadu_ps(x)); }
 
 // Lane by lane, the maxima of the halves of x and of y: [x, y, x, y]
-__m512 fold_words(__m512 x, __m512 y) { return _mm512_max_ps(_mm512_unpacklo_ps(x, y), _mm512_unpackhi_ps(x, y)); }
+__m512 fold_words(__m512 x, __m512 y) { return larger(_mm512_unpacklo_ps(x, y), _mm512_unpackhi_ps(x, y)); }
 __m512 fold_pairs(__m512 x, __m512 y) {
     const __m512d p = _mm512_castps_pd(x), q = _mm512_castps_pd(y);
-    return _mm512_max_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(p, q)), _mm512_castpd_ps(_mm512_unpackhi_pd(p, q)));
+    return larger(_mm512_castpd_ps(_mm512_unpacklo_pd(p, q)), _mm512_castpd_ps(_mm512_unpackhi_pd(p, q)));
 }
 
 __m512i codes_16(const float * x, __m512 factor) { return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x), factor)); }
@@ -48,28 +51,28 @@ __m512i sums_of_8(__m512i codes) {
 struct tile {
     static void scales_8x32(const float * x, float * scales, float * factors) {
         __m512 m[8];
-        for (int b = 0; b < 8; b++) m[b] = max_abs(_mm512_loadu_ps(x + 32 * b), _mm512_loadu_ps(x + 32 * b + 16));
+        for (int b = 0; b < 8; b++) m[b] = larger(abs_16(x + 32 * b), abs_16(x + 32 * b + 16));
         const __m512 u = fold_pairs(fold_words(m[0], m[1]), fold_words(m[2], m[3]));
         const __m512 v = fold_pairs(fold_words(m[4], m[5]), fold_words(m[6], m[7]));
-        const __m512 w = _mm512_max_ps(_mm512_shuffle_f32x4(u, v, 0x88), _mm512_shuffle_f32x4(u, v, 0xDD));
-        const __m256 max = _mm256_max_ps(_mm512_extractf32x8_ps(_mm512_shuffle_f32x4(w, w, 0x08), 0),
+        const __m512 w = larger(_mm512_shuffle_f32x4(u, v, 0x88), _mm512_shuffle_f32x4(u, v, 0xDD));
+        const __m256 max = larger(_mm512_extractf32x8_ps(_mm512_shuffle_f32x4(w, w, 0x08), 0),
                                          _mm512_extractf32x8_ps(_mm512_shuffle_f32x4(w, w, 0x0D), 0));
-        const __mmask8 some = _mm256_cmp_ps_mask(max, _mm256_set1_ps(act_q8_smallest), _CMP_GE_OQ);
+        const __mmask8 some = _mm256_cmp_ps_mask(max, _mm256_set1_ps(act_q8_smallest), _CMP_NLT_UQ);
         _mm256_storeu_ps(scales, _mm256_maskz_mul_ps(some, max, _mm256_set1_ps(1.0f / 127.0f)));
         _mm256_storeu_ps(factors, _mm256_maskz_div_ps(some, _mm256_set1_ps(127.0f), max));
     }
 
     template <int n> static float abs_max(const float * x) {
         __m512 m[2];
-        for (int j = 0; j < 2; j++) m[j] = _mm512_abs_ps(_mm512_loadu_ps(x + 16 * j));
+        for (int j = 0; j < 2; j++) m[j] = abs_16(x + 16 * j);
         for (int i = 32; i < n; i += 32) {
-            for (int j = 0; j < 2; j++) m[j] = max_abs(m[j], _mm512_loadu_ps(x + i + 16 * j));
+            for (int j = 0; j < 2; j++) m[j] = larger(m[j], abs_16(x + i + 16 * j));
         }
-        const __m512 both = _mm512_max_ps(m[0], m[1]);
-        const __m256 half = _mm256_max_ps(_mm512_extractf32x8_ps(both, 0), _mm512_extractf32x8_ps(both, 1));
-        __m128 quarter = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-        quarter = _mm_max_ps(quarter, _mm_movehl_ps(quarter, quarter));
-        return _mm_cvtss_f32(_mm_max_ss(quarter, _mm_movehdup_ps(quarter)));
+        const __m512 both = larger(m[0], m[1]);
+        const __m256 half = larger(_mm512_extractf32x8_ps(both, 0), _mm512_extractf32x8_ps(both, 1));
+        __m128 quarter = larger(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+        quarter = larger(quarter, _mm_movehl_ps(quarter, quarter));
+        return _mm_cvtss_f32(larger(quarter, _mm_movehdup_ps(quarter)));
     }
 
     template <int group> static void codes_256(const float * x, const float * factors, int8_t * codes, int16_t * sums) {

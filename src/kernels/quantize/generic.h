@@ -32,7 +32,7 @@ void check_contract(const quantize_args & args, act_q8_layout layout) {
 
 // The scale of a block; returns what its numbers are multiplied with.
 inline float scale_and_factor(float max, float & scale) {
-    const bool zero = !(max >= act_q8_smallest);
+    const bool zero = max < act_q8_smallest;
     scale = zero ? 0 : max * (1.0f / 127.0f);
     return zero ? 0 : 127.0f / max;
 }

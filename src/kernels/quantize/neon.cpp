@@ -32,7 +32,7 @@ struct tile {
             // Pairwise maxima of four vectors end as one maximum a block.
             const float32x4_t max = vpmaxq_f32(vpmaxq_f32(abs_max_32(y), abs_max_32(y + 32)),
                                                vpmaxq_f32(abs_max_32(y + 64), abs_max_32(y + 96)));
-            const uint32x4_t some = vcgeq_f32(max, vdupq_n_f32(act_q8_smallest));
+            const uint32x4_t some = vmvnq_u32(vcltq_f32(max, vdupq_n_f32(act_q8_smallest))); // NaN too
             const auto masked = [=](float32x4_t v) { return vreinterpretq_f32_u32(vandq_u32(some, vreinterpretq_u32_f32(v))); };
             vst1q_f32(scales + b, masked(vmulq_n_f32(max, 1.0f / 127.0f)));
             vst1q_f32(factors + b, masked(vdivq_f32(vdupq_n_f32(127.0f), max)));

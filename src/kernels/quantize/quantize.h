@@ -17,8 +17,8 @@ enum class act_format : uint8_t { q8_32, q8_256, count };
 //   Alignment   natural; out rows 64 B
 //   Over-read   none
 //   Numerics    |x - d * code| <= d * (0.5 + 127 * 2^-22) + 2^-119: half a step, and one rounding each of 127 / max|x|, of
-//               its product with x and of d; codes in [-127, 127]; NaN and infinite inputs give unspecified codes in that
-//               range, never a trap
+//               its product with x and of d; codes in [-127, 127]. A block with NaN has scale NaN, one with Inf scale Inf;
+//               codes are unspecified in that range then, never a trap
 //   Threads     a pure function of its rows; `reproducible`: all ISAs give identical bytes
 //   Never       allocates, locks, logs, throws, reads globals or the environment
 struct quantize_args {
