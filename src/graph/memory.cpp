@@ -23,6 +23,9 @@ bool is_weight(const host::tensor * t) {
     return weights::was_offered(t) || (dot != nullptr && (std::strcmp(dot, ".weight") == 0 || std::strcmp(dot, ".bias") == 0));
 }
 
+// Packed weights may take a little more than their GGUF bytes; only offered weights are packed, whatever else the buffer holds.
+size_t bytes_of(const host::tensor * t) { return weights::weight_set::bytes_for(t); }
+
 purpose purpose_of(host::tensor ** tensors, int n) {
     kv::cache_name name;
     for (int i = 0; i < n; i++) {
@@ -74,7 +77,7 @@ std::unique_ptr<memory> memory::plain(size_t bytes) {
 size_t memory::bytes_for(host::tensor ** tensors, int n) {
     size_t total = 0;
     for (int i = 0; i < n; i++) {
-        if (is_ours_to_place(tensors[i])) total += aligned(host::api().ggml_nbytes(tensors[i]));
+        if (is_ours_to_place(tensors[i])) total += aligned(bytes_of(tensors[i]));
     }
     return total;
 }
@@ -97,7 +100,7 @@ std::unique_ptr<memory> memory::for_tensors(host::tensor ** tensors, int n) {
         for (int i = 0; i < n; i++) {
             if (!is_ours_to_place(tensors[i]) || m->weights_.needs_memory(tensors[i]) != with_memory) continue;
             m->offsets_[i] = next;
-            next += aligned(host::api().ggml_nbytes(tensors[i]));
+            next += aligned(bytes_of(tensors[i]));
         }
         if (with_memory) m->committed_ = next;
     }
@@ -193,8 +196,8 @@ void memory::fill(const host::tensor * t, uint8_t value, size_t offset, size_t b
     if (bytes == 0 || !admit(t, "memset", offset, bytes)) return;
     const uintptr_t address = reinterpret_cast<uintptr_t>(t->data) + offset;
     if (weights::weight * w = weights_.find(address)) {
-        if (weights_.make_plain(*w)) std::memset(reinterpret_cast<void *>(address), value, bytes);
-        else refused_ = true;
+        const std::vector<uint8_t> same(bytes, value);
+        if (!weights_.write(*w, same.data(), address - w->address, bytes)) refused_ = true;
     } else if (kv::cache_tensor * c = find_cache(address)) {
         c->fill(value, address - c->address(), bytes);
     } else {

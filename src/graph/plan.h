@@ -2,6 +2,7 @@
 #pragma once
 #include "graph/memory.h"
 #include "host/abi_v3.h"
+#include "ops/mul_mat.h"
 #include "ops/row_op.h"
 
 #include <cstdint>
@@ -25,6 +26,23 @@ struct row_chain {
     int num_calls;
     int64_t rows_per_task;
 };
+
+// Memory for quantised activations of one plan; null when there was none.
+class scratch {
+  public:
+    explicit scratch(size_t bytes);
+    ~scratch();
+    scratch(const scratch &) = delete;
+    scratch & operator=(const scratch &) = delete;
+    uint8_t * data() const { return data_; }
+
+  private:
+    uint8_t * data_;
+    size_t bytes_;
+};
+
+// num_tasks of a step that shares its work among the threads itself: `run` gets (thread, num_threads).
+constexpr int one_task_a_thread = -1;
 
 // A step as plain data. `run` does the given task of num_tasks; tasks of a step are independent of one another.
 struct step {
@@ -73,7 +91,11 @@ struct plan {
     // What steps point at; addresses stay put when the plan moves.
     std::vector<std::unique_ptr<row_chain>> chains;
     std::vector<std::unique_ptr<ops::rope_table>> rope_tables;
-    std::vector<std::unique_ptr<host::tensor>> clones; // delegated nodes with a shadow as source, CUSTOM nodes
+    std::vector<std::unique_ptr<ops::quantize_call>> quantize_calls;
+    std::vector<std::unique_ptr<ops::mul_mat_call>> mul_mats;
+    std::vector<std::unique_ptr<ops::mul_mat_id_call>> mul_mat_ids;
+    std::vector<std::unique_ptr<scratch>> scratches;
+    std::vector<std::unique_ptr<host::tensor>> clones; // delegated nodes with another source, such sources, CUSTOM nodes
     std::vector<std::unique_ptr<step_range>> ranges;
     std::vector<host::tensor *> carried; // the whole plan as nodes for the host's CPU backend; made at the first run
 };

@@ -39,8 +39,8 @@ std::string print_plan(const plan & p) {
     std::string text = line;
     for (size_t i = 0; i < p.steps.size(); i++) {
         const step & s = p.steps[i];
-        std::snprintf(line, sizeof(line), "%4zu %c %-36s %4d task%s", i, s.barrier ? '|' : ' ', s.label.c_str(), s.num_tasks,
-                      s.num_tasks == 1 ? " " : "s");
+        const std::string tasks = s.num_tasks == one_task_a_thread ? " all threads" : std::to_string(s.num_tasks) + (s.num_tasks == 1 ? " task " : " tasks");
+        std::snprintf(line, sizeof(line), "%4zu %c %-36s %11s", i, s.barrier ? '|' : ' ', s.label.c_str(), tasks.c_str());
         text += line;
         if (s.run == nullptr) text += host_nodes(s);
         else if (!s.nodes.empty()) text += std::string("  ") + s.nodes.back()->name;

@@ -3,6 +3,7 @@
 
 #include "base/counters.h"
 #include "base/options.h"
+#include "base/os.h"
 #include "host/ops.h"
 #include "host/symbols.h"
 
@@ -53,6 +54,22 @@ void run_rope_table(const void * arguments, int task, int) {
     table.fill(task * tokens_per_rope_task, std::min(table.num_tokens, (task + 1) * tokens_per_rope_task));
 }
 
+void run_quantize(const void * arguments, int task, int) {
+    const auto & call = *static_cast<const ops::quantize_call *>(arguments);
+    const int64_t rows_per_task = std::max<int64_t>(1, elements_per_task / call.source->ne[0]);
+    call.run(task * rows_per_task, std::min(call.num_rows(), (task + 1) * rows_per_task));
+}
+
+void run_mul_mat(const void * arguments, int thread, int num_threads) {
+    static_cast<const ops::mul_mat_call *>(arguments)->run(thread, num_threads);
+}
+void run_grouping(const void * arguments, int, int) {
+    const_cast<ops::mul_mat_id_call *>(static_cast<const ops::mul_mat_id_call *>(arguments))->group();
+}
+void run_mul_mat_id(const void * arguments, int thread, int num_threads) {
+    static_cast<const ops::mul_mat_id_call *>(arguments)->run(thread, num_threads);
+}
+
 // How often other nodes of the whole graph (not only this part) read `t`; -1 when the graph does not say.
 int use_count(const host::graph & graph, const tensor * t) {
     const host::hash_set & set = graph.visited;
@@ -84,6 +101,7 @@ class planner {
         for (size_t i = 0; i < live_.size() && plan_.failure.empty();) {
             look_at(live_[i]);
             size_t taken = own_kernels ? fuse(i) : 0;
+            if (taken == 0 && own_kernels) taken = run_matrix(i);
             if (taken == 0 && own_kernels) taken = run_single(i);
             if (taken == 0) taken = delegate(i);
             i += taken;
@@ -161,7 +179,176 @@ class planner {
         return 2;
     }
 
-    bool can_run(const tensor * node) const { return ops::can_run_rowwise(node) && !touches_cache(node); }
+    bool can_run(const tensor * node) const { return ops::can_run_rowwise(node) && !touches_cache(node) && !touches_packed(node); }
+
+    // --- products -----------------------------------------------------------------------------------------------------------------------
+    static weights::weight * packed_weight(const tensor * t) {
+        memory * m = t != nullptr ? memory_of(t) : nullptr;
+        weights::weight * w = m != nullptr ? m->find_weight(t) : nullptr;
+        return w != nullptr && w->where == weights::layout::packed ? w : nullptr;
+    }
+
+    static bool touches_packed(const tensor * node) {
+        if (packed_weight(node) != nullptr) return true;
+        return std::any_of(std::begin(node->src), std::end(node->src), [](const tensor * s) { return packed_weight(s) != nullptr; });
+    }
+
+    // The weight of a MUL_MAT that a kernel of ours runs, or null.
+    const weights::weight * weight_of_product(const tensor * node) const {
+        if (host::op_of(node) != op::mul_mat || touches_cache(node)) return nullptr;
+        const weights::weight * w = packed_weight(node->src[0]);
+        return w != nullptr && ops::can_run_mul_mat(node, *w) ? w : nullptr;
+    }
+
+    size_t run_matrix(size_t i) {
+        tensor * node = live_[i];
+        if (const weights::weight * w = weight_of_product(node)) {
+            const uint8_t * quantized = nullptr;
+            if (!quantized_columns(node, *w, quantized)) return 0;
+            plan_.mul_mats.push_back(ops::make_mul_mat_call(node, *w, quantized, node));
+            add_product(run_mul_mat, plan_.mul_mats.back().get(), {node}, *w, quantized);
+            return 1;
+        }
+        if (host::op_of(node) != op::mul_mat_id || touches_cache(node)) return 0;
+        const weights::weight * w = packed_weight(node->src[0]);
+        const uint8_t * quantized = nullptr;
+        if (w == nullptr || !ops::can_run_mul_mat_id(node, *w) || !quantized_columns(node, *w, quantized)) return 0;
+        plan_.mul_mat_ids.push_back(ops::make_mul_mat_id_call(node, *w, quantized));
+        ops::mul_mat_id_call * call = plan_.mul_mat_ids.back().get();
+        const auto begin = reinterpret_cast<uintptr_t>(call);
+        const byte_range grouped{begin, begin + sizeof(*call)}; // stands for what group() writes
+        step s;
+        s.run = run_grouping;
+        s.arguments = call;
+        s.num_tasks = 1;
+        s.reads = {range_of(node->src[2])};
+        s.writes = {grouped};
+        s.label = "group by expert";
+        plan_.steps.push_back(std::move(s));
+        add_product(run_mul_mat_id, call, {node}, *w, quantized);
+        plan_.steps.back().reads.push_back(grouped);
+        return 1;
+    }
+
+    size_t rule_mul_mat_add(size_t i) {
+        if (i + 1 >= live_.size()) return 0;
+        tensor *product = live_[i], *sum = live_[i + 1];
+        if (host::op_of(sum) != op::add || (sum->src[0] != product && sum->src[1] != product)) return 0;
+        const tensor * term = sum->src[0] == product ? sum->src[1] : sum->src[0];
+        const weights::weight * w = weight_of_product(product);
+        auto same_shape = [&](const tensor * t) { return std::equal(std::begin(t->ne), std::end(t->ne), product->ne); };
+        const bool is_bias = term->ne[0] == product->ne[0] && term->ne[1] * term->ne[2] * term->ne[3] == 1;
+        if (w == nullptr || term == product || !can_run(sum) || !same_shape(sum) || (!is_bias && !same_shape(term)) ||
+            (is_bias && w->described.ne[2] != 1) || term->type != host::type_f32 || use_count(graph_, product) != 1 ||
+            (product->flags & host::flag_output) != 0 || product->view_src != nullptr) {
+            return 0;
+        }
+        const bool reads_columns = format_of(w->packed_as).acts == activation::f32;
+        if (!rows_apart(ops::rows_of(term), range_of(term), ops::rows_of(sum), range_of(sum)) ||
+            (reads_columns && range_of(product->src[1]).meets(range_of(sum)))) {
+            misses_++;
+            return 0;
+        }
+        const uint8_t * quantized = nullptr;
+        if (!quantized_columns(product, *w, quantized)) return 0;
+        look_at(sum);
+        plan_.mul_mats.push_back(ops::make_mul_mat_call(product, *w, quantized, sum));
+        ops::add_to(*plan_.mul_mats.back(), product, term);
+        add_product(run_mul_mat, plan_.mul_mats.back().get(), {product, sum}, *w, quantized);
+        plan_.steps.back().reads.push_back(range_of(term));
+        return 2;
+    }
+
+    void add_product(void (*run)(const void *, int, int), const void * call, std::vector<tensor *> nodes, const weights::weight & w,
+                     const uint8_t * quantized) {
+        const tensor * product = nodes.front();
+        step s;
+        s.run = run;
+        s.arguments = call;
+        s.num_tasks = one_task_a_thread;
+        s.reads = {range_of(product->src[0]), quantized != nullptr ? range_at(quantized, quantized_bytes(product, w)) : range_of(product->src[1])};
+        s.writes = {range_of(nodes.back())};
+        s.fused_nodes = static_cast<int>(nodes.size()) - 1;
+        s.label = std::string("matmul ") + format_of(w.packed_as).name + (nodes.size() > 1 ? " + add" : "");
+        s.nodes = std::move(nodes);
+        plan_.steps.push_back(std::move(s));
+    }
+
+    static byte_range range_at(const void * data, size_t bytes) {
+        const auto begin = reinterpret_cast<uintptr_t>(data);
+        return {begin, begin + bytes};
+    }
+    static size_t quantized_bytes(const tensor * product, const weights::weight & w) {
+        const tensor * columns = product->src[1];
+        const int64_t rows = columns->ne[1] * columns->ne[2] * columns->ne[3];
+        return static_cast<size_t>(rows * ops::activation_row_size(format_of(w.packed_as).acts, columns->ne[0]));
+    }
+
+    // Activations that lie quantised in a slot: products of one input share them for as long as neither is written again.
+    struct quantized_source {
+        const uint8_t * data;
+        const tensor * columns;
+        activation acts;
+        size_t step; // that made it
+    };
+
+    // Sets `quantized` to the quantised columns of a product (null for f32), with a step that makes them where none has yet. False:
+    // no memory.
+    bool quantized_columns(const tensor * product, const weights::weight & w, const uint8_t *& quantized) {
+        const tensor * columns = product->src[1];
+        const activation acts = format_of(w.packed_as).acts;
+        if (acts == activation::f32) return true;
+        for (const quantized_source & q : quantized_) {
+            if (q.acts == acts && holds_same(q, columns)) {
+                quantized = q.data;
+                return true;
+            }
+        }
+        if (slots_.empty()) make_slots();
+        uint8_t * slot = slots_[next_slot_++ % slots_.size()];
+        if (slot == nullptr) return false;
+        std::erase_if(quantized_, [&](const quantized_source & q) { return q.data == slot; });
+        plan_.quantize_calls.push_back(std::make_unique<ops::quantize_call>(ops::make_quantize_call(columns, acts, slot)));
+        const ops::quantize_call * call = plan_.quantize_calls.back().get();
+        step s;
+        s.run = run_quantize;
+        s.arguments = call;
+        const int64_t rows_per_task = std::max<int64_t>(1, elements_per_task / columns->ne[0]);
+        s.num_tasks = static_cast<int>((call->num_rows() + rows_per_task - 1) / rows_per_task);
+        s.reads = {range_of(columns)};
+        s.writes = {range_at(slot, quantized_bytes(product, w))};
+        s.label = acts == activation::q8_32 ? "quantize q8_32" : "quantize q8_256";
+        plan_.steps.push_back(std::move(s));
+        quantized_.push_back({slot, columns, acts, plan_.steps.size() - 1});
+        quantized = slot;
+        return true;
+    }
+
+    bool holds_same(const quantized_source & q, const tensor * columns) const {
+        const tensor * t = q.columns;
+        if (t->data != columns->data || !std::equal(std::begin(t->ne), std::end(t->ne), columns->ne) ||
+            !std::equal(std::begin(t->nb), std::end(t->nb), columns->nb)) {
+            return false;
+        }
+        const byte_range range = range_of(columns);
+        return std::none_of(plan_.steps.begin() + static_cast<ptrdiff_t>(q.step), plan_.steps.end(), [&](const step & s) {
+            return std::any_of(s.writes.begin(), s.writes.end(), [&](const byte_range & written) { return written.meets(range); });
+        });
+    }
+
+    // Three slots, each for the largest input of the graph: the two formats of one input, and the one before it.
+    void make_slots() {
+        size_t largest = 0;
+        for (const tensor * node : live_) {
+            const op which = host::op_of(node);
+            const weights::weight * w = which == op::mul_mat || which == op::mul_mat_id ? packed_weight(node->src[0]) : nullptr;
+            if (w != nullptr && node->src[1] != nullptr) largest = std::max(largest, quantized_bytes(node, *w));
+        }
+        for (int i = 0; i < 3; i++) {
+            plan_.scratches.push_back(std::make_unique<scratch>(largest));
+            slots_.push_back(plan_.scratches.back()->data());
+        }
+    }
 
     size_t run_single(size_t i) {
         tensor * node = live_[i];
@@ -300,6 +487,16 @@ class planner {
                 if (!cache->materialise()) fail(source, "no memory for its cache as plain rows");
             }
             weights::weight * w = m->find_weight(source);
+            if (w != nullptr && w->where == weights::layout::packed) {
+                const void * rows = m->weights().plain_rows(*w);
+                if (rows == nullptr) fail(source, "no memory for it as plain rows");
+                plan_.clones.push_back(std::make_unique<tensor>(*source));
+                tensor * plain = plan_.clones.back().get();
+                const size_t offset = reinterpret_cast<uintptr_t>(source->data) - w->address;
+                plain->data = const_cast<char *>(static_cast<const char *>(rows)) + offset;
+                clone_of(node, prepared)->src[s] = plain;
+                continue;
+            }
             if (w == nullptr || w->where != weights::layout::shadow) continue;
             const op which = host::op_of(node);
             const bool as_matrix = s == 0 && source->view_src == nullptr && (which == op::mul_mat || which == op::mul_mat_id);
@@ -307,14 +504,20 @@ class planner {
                 if (!m->weights().make_plain(*w)) fail(source, "its layout cannot be read by this operation");
                 continue;
             }
-            if (prepared == node) {
-                plan_.clones.push_back(std::make_unique<tensor>(*node));
-                prepared = plan_.clones.back().get();
-            }
-            prepared->src[s] = &w->shadow;
+            clone_of(node, prepared)->src[s] = &w->shadow;
         }
+        if (packed_weight(node) != nullptr) fail(node, "a packed weight cannot be written by a graph");
         if (kv::cache_tensor * cache = cache_of(node)) {
             if (!cache->materialise()) fail(node, "no memory for its cache as plain rows");
+        }
+        return prepared;
+    }
+
+    // `prepared`, made a copy of `node` unless it is one already.
+    tensor * clone_of(const tensor * node, tensor *& prepared) {
+        if (prepared == node) {
+            plan_.clones.push_back(std::make_unique<tensor>(*node));
+            prepared = plan_.clones.back().get();
         }
         return prepared;
     }
@@ -349,10 +552,18 @@ class planner {
     plan plan_;
     std::vector<tensor *> live_;
     std::unordered_set<const tensor *> produced_;
+    std::vector<uint8_t *> slots_;
+    size_t next_slot_ = 0;
+    std::vector<quantized_source> quantized_;
     int misses_ = 0;
 };
 
 } // namespace
+
+scratch::scratch(size_t bytes) : data_(static_cast<uint8_t *>(os::allocate(bytes))), bytes_(bytes) {}
+scratch::~scratch() {
+    if (data_ != nullptr) os::release(data_, bytes_);
+}
 
 plan make_plan(const host::graph & graph) { return planner(graph).make(); }
 

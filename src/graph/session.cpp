@@ -40,6 +40,7 @@ bool index_in_range(const index_check & check) {
 }
 
 void do_tasks(const step & s, int thread, int num_threads) {
+    if (s.num_tasks == one_task_a_thread) return s.run(s.arguments, thread, num_threads);
     for (int task = thread; task < s.num_tasks; task += num_threads) s.run(s.arguments, task, s.num_tasks);
 }
 

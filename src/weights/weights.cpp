@@ -4,9 +4,11 @@
 #include "base/log.h"
 #include "base/options.h"
 #include "base/os.h"
+#include "base/thread_pool.h"
 #include "host/cpu.h"
 #include "host/ops.h"
 #include "host/symbols.h"
+#include "kernels/matmul/matmul.h"
 #include "weights/shadow_map.h"
 
 #include <algorithm>
@@ -80,6 +82,54 @@ host::buffer_type * best_shadow_type(const host::tensor & w) {
     return nullptr;
 }
 
+// What `t` can be packed as: it was offered as a matrix and a kernel reads its type. Decided by the tensor alone, so that the size
+// asked for before there is a weight and the weight itself agree.
+weight_type packed_type_of(const host::tensor * t) {
+    if (host::op_of(t) != host::op::none) return weight_type::count; // results of a graph are asked about too, by the thousand
+    const weight_type type = weight_type_of(t->type);
+    if (type == weight_type::count || !is_on(option::kernels) || !was_offered(t) || find_matmul(type) == nullptr) return weight_type::count;
+    return t->ne[0] % format_of(type).block == 0 && t->ne[3] == 1 ? type : weight_type::count;
+}
+
+// --- rows of packed matrices --------------------------------------------------------------------------------------------------------
+// Rows [first, last) of all matrices of a weight, moved by all threads group by group.
+struct row_move {
+    const weight & w;
+    uint8_t * gguf; // of row `first`
+    int64_t first, last;
+    bool packing;
+
+    void move_group(int64_t group) const { // counted over all matrices
+        const host::tensor & t = w.described;
+        const int64_t groups = packed_groups(t.ne[1]), matrix = group / groups;
+        const int64_t start = matrix * t.ne[1] + group % groups * packed_rows;
+        const int64_t end = std::min(start + packed_rows, (matrix + 1) * t.ne[1]);
+        const int64_t from = std::max(first, start), to = std::min(last, end);
+        if (from >= to) return;
+        auto * packed = reinterpret_cast<uint8_t *>(w.address) + group * packed_group_bytes(format_of(w.packed_as), t.ne[0]);
+        const auto stride = static_cast<int64_t>(t.nb[1]);
+        uint8_t * rows = gguf + (from - first) * stride;
+        const int in_group = static_cast<int>(from - start), n = static_cast<int>(to - from);
+        if (packing) pack_rows(w.packed_as, t.ne[0], rows, stride, in_group, n, packed);
+        else unpack_rows(w.packed_as, t.ne[0], rows, stride, in_group, n, packed);
+    }
+    int64_t group_of(int64_t row) const {
+        const int64_t rows = w.described.ne[1];
+        return row / rows * packed_groups(rows) + row % rows / packed_rows;
+    }
+    void run() const {
+        constexpr int64_t rows_worth_a_thread = 64;
+        auto share = [](void * user, int thread, int num_threads) {
+            const auto & move = *static_cast<const row_move *>(user);
+            for (int64_t g = move.group_of(move.first) + thread, end = move.group_of(move.last - 1); g <= end; g += num_threads) {
+                move.move_group(g);
+            }
+        };
+        const int threads = static_cast<int>(std::min<int64_t>(os::usable_cpus(), (last - first) / rows_worth_a_thread + 1));
+        run_on_pool(threads, share, const_cast<row_move *>(this));
+    }
+};
+
 } // namespace
 
 void note_offer(const host::tensor * node) {
@@ -113,9 +163,19 @@ weight_set::~weight_set() {
         uncount(counter::weight_bytes, w->bytes);
         if (w->where == layout::shadow) uncount(counter::shadow_bytes, w->bytes);
         if (w->where == layout::file) uncount(counter::file_bytes, w->bytes);
+        if (w->where == layout::packed) uncount(counter::packed_bytes, w->bytes);
+        if (w->plain_rows != nullptr) os::release(w->plain_rows, w->bytes);
     }
     for (host::buffer * buffer : shadow_buffers_) host::api().ggml_backend_buffer_free(buffer);
     for (auto [base, bytes] : file_views_) os::release(base, bytes);
+}
+
+size_t weight_set::bytes_for(const host::tensor * t) {
+    const size_t plain = host::api().ggml_nbytes(t);
+    const weight_type type = packed_type_of(t);
+    if (type == weight_type::count) return plain;
+    const int64_t packed = packed_group_bytes(format_of(type), t->ne[0]) * packed_groups(t->ne[1]) * t->ne[2];
+    return std::max(plain, static_cast<size_t>(packed));
 }
 
 void weight_set::add(host::tensor * t, bool short_of_memory) {
@@ -124,12 +184,14 @@ void weight_set::add(host::tensor * t, bool short_of_memory) {
     w->bytes = host::api().ggml_nbytes(t);
     w->handle = t;
     if (short_of_memory) w->where = layout::file;
+    else if ((w->packed_as = packed_type_of(t)) != weight_type::count) w->where = layout::packed;
     else if (is_on(option::shadow) && (w->shadow_type = best_shadow_type(*t)) != nullptr) w->where = layout::shadow;
     weights_.push_back(std::move(w));
 }
 
 bool weight_set::needs_memory(const host::tensor * t) const {
-    return std::none_of(weights_.begin(), weights_.end(), [&](const auto & w) { return w->handle == t && w->where != layout::plain; });
+    return std::none_of(weights_.begin(), weights_.end(), [&](const auto & w) { return w->handle == t && w->where != layout::plain && w->where != layout::packed;
+    });
 }
 
 bool weight_set::place() {
@@ -138,6 +200,7 @@ bool weight_set::place() {
         count_layer(w->described, 1);
         count(counter::weight_bytes, w->bytes);
         if (w->where == layout::shadow) count(counter::shadow_bytes, w->bytes);
+        if (w->where == layout::packed) count(counter::packed_bytes, w->bytes);
     }
     std::sort(weights_.begin(), weights_.end(), [](const auto & a, const auto & b) { return a->address < b->address; });
     return make_shadows();
@@ -203,6 +266,7 @@ bool weight_set::write(weight & w, const void * data, size_t offset, size_t byte
             if (whole && keep_in_file(w, data)) return true;
             if (!commit_plain(w)) return false;
             break;
+        case layout::packed: write_packed(w, static_cast<const uint8_t *>(data), offset, bytes); return true;
         case layout::plain: break;
     }
     std::memcpy(reinterpret_cast<void *>(w.address + offset), data, bytes);
@@ -225,10 +289,58 @@ bool weight_set::keep_in_file(weight & w, const void * data) {
 
 bool weight_set::read(weight & w, void * data, size_t offset, size_t bytes) {
     std::lock_guard lock(moving_);
+    if (w.where == layout::packed) {
+        read_packed(w, static_cast<uint8_t *>(data), offset, bytes);
+        return true;
+    }
     if (w.where == layout::shadow && !unpack(w)) return false;
     if (w.where == layout::file && !w.written && !commit_plain(w)) return false;
     std::memcpy(data, reinterpret_cast<const void *>(w.address + offset), bytes);
     return true;
+}
+
+// Whole rows are packed as they come; of a row that is touched in part, the rest is read back first.
+void weight_set::write_packed(weight & w, const uint8_t * data, size_t offset, size_t bytes) {
+    if (w.plain_rows != nullptr) std::memcpy(static_cast<char *>(w.plain_rows) + offset, data, bytes);
+    const size_t row_bytes = w.described.nb[1], first = offset / row_bytes, last = (offset + bytes + row_bytes - 1) / row_bytes;
+    const auto begin = static_cast<int64_t>(first), end = static_cast<int64_t>(last);
+    if (offset % row_bytes == 0 && bytes % row_bytes == 0) {
+        row_move{w, const_cast<uint8_t *>(data), begin, end, true}.run();
+        return;
+    }
+    std::vector<uint8_t> rows((last - first) * row_bytes);
+    row_move{w, rows.data(), begin, end, false}.run();
+    std::memcpy(rows.data() + (offset - first * row_bytes), data, bytes);
+    row_move{w, rows.data(), begin, end, true}.run();
+}
+
+void weight_set::read_packed(const weight & w, uint8_t * data, size_t offset, size_t bytes) {
+    const size_t row_bytes = w.described.nb[1], first = offset / row_bytes, last = (offset + bytes + row_bytes - 1) / row_bytes;
+    const auto begin = static_cast<int64_t>(first), end = static_cast<int64_t>(last);
+    if (offset % row_bytes == 0 && bytes % row_bytes == 0) {
+        row_move{w, data, begin, end, false}.run();
+        return;
+    }
+    std::vector<uint8_t> rows((last - first) * row_bytes);
+    row_move{w, rows.data(), begin, end, false}.run();
+    std::memcpy(data, rows.data() + (offset - first * row_bytes), bytes);
+}
+
+const void * weight_set::plain_rows(weight & w) {
+    std::lock_guard lock(moving_);
+    if (w.where != layout::packed) return reinterpret_cast<const void *>(w.address);
+    if (w.plain_rows == nullptr) {
+        void * rows = os::allocate(w.bytes);
+        if (rows == nullptr) {
+            ALLOY_ERROR("%s: no memory for %zu MiB of plain rows", w.described.name, w.bytes >> 20);
+            return nullptr;
+        }
+        read_packed(w, static_cast<uint8_t *>(rows), 0, w.bytes);
+        w.plain_rows = rows;
+        count(counter::unpacked_weights);
+        ALLOY_WARN("%s: used other than as a matrix; a copy as plain rows serves that (slower, %zu MiB more)", w.described.name, w.bytes >> 20);
+    }
+    return w.plain_rows;
 }
 
 bool weight_set::commit_plain(weight & w) {
@@ -246,7 +358,7 @@ bool weight_set::make_plain(weight & w) {
 }
 
 bool weight_set::unpack(weight & w) {
-    if (w.where == layout::plain) return true;
+    if (w.where == layout::plain || w.where == layout::packed) return w.where == layout::plain;
     if (w.where == layout::file) return commit_plain(w);
     if (!commit_plain(w)) return false;
     if (w.written) {

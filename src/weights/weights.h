@@ -2,10 +2,12 @@
 //
 // Layouts a weight can be in:
 //   plain   GGUF rows at the tensor's own address
+//   packed  groups of 16 rows at the tensor's own address (formats/packed.h), one matrix after another; what matmul reads
 //   shadow  in the host's repacked layout, in a tensor of the host's own buffer type; the weight keeps only its address range with
 //           us. The host picks its fast kernels by buffer type, so this is what makes delegation as fast as stock.
 //   file    GGUF rows in a mapping of the model file, for models that do not fit into memory
 #pragma once
+#include "formats/packed.h"
 #include "host/abi_v3.h"
 #include <cstddef>
 #include <cstdint>
@@ -16,7 +18,7 @@
 
 namespace alloy::weights {
 
-enum class layout : uint8_t { plain, shadow, file };
+enum class layout : uint8_t { plain, packed, shadow, file };
 
 // --- what the loader has shown us -----------------------------------------------------------------------------------------------
 
@@ -38,6 +40,8 @@ struct weight {
     uintptr_t address = 0;  // its rows, or its address range with us
     size_t bytes = 0;
     layout where = layout::plain;
+    weight_type packed_as = weight_type::count; // layout::packed
+    void * plain_rows = nullptr;                // layout::packed: a copy as GGUF rows, for nodes that matmul does not run
     host::buffer_type * shadow_type = nullptr; // layout::shadow: the host's choice
     host::tensor shadow{};  // layout::shadow: the tensor to hand to the host in its place
     bool written = false;   // the shadow, or the file mapping, has the data
@@ -52,6 +56,8 @@ class weight_set {
     weight_set(const weight_set &) = delete;
     weight_set & operator=(const weight_set &) = delete;
 
+    // Bytes that `t` takes in its buffer, as plain rows or packed; a multiple of nothing.
+    static size_t bytes_for(const host::tensor * t);
     // Registers a weight before memory is laid out and chooses its layout.
     void add(host::tensor * t, bool short_of_memory);
     // Whether `t` needs memory of ours, or only an address range.
@@ -68,11 +74,15 @@ class weight_set {
 
     // Turns the weight into plain rows at its own address, for good. False: the layout has no inverse or memory is short.
     bool make_plain(weight & w);
+    // Where a packed weight can be read as GGUF rows: a copy, made at the first call. Null: memory is short.
+    const void * plain_rows(weight & w);
 
   private:
     // Two contexts on one model may ask at once; the lock is held by the public functions that move bytes.
     std::mutex moving_;
     bool unpack(weight & w);
+    void write_packed(weight & w, const uint8_t * data, size_t offset, size_t bytes);
+    void read_packed(const weight & w, uint8_t * data, size_t offset, size_t bytes);
     bool make_shadows();
     bool commit_plain(weight & w);
     bool keep_in_file(weight & w, const void * data);

@@ -190,6 +190,7 @@ template <weight_type type> inline void fill_starts(const column & col, int64_t 
 // --- epilogue -----------------------------------------------------------------------------------------------------------------------------
 // Sums of `rows` rows of column c, the first being row `first` of the call.
 inline void write_out(const matmul_args & args, int64_t c, int64_t first, int64_t rows, const float * sums) {
+    first += args.first_row;
     float * out = args.out[c] + first;
     const float * residual = args.residual ? args.residual[c] + first : nullptr;
     const float * bias = args.bias ? args.bias + first : nullptr;

@@ -7,13 +7,13 @@
 namespace alloy {
 
 // CONTRACT matmul
-//   Computes    for each row r in [0, num_rows) and column c in [0, n):
-//                 out[c][r] = scale * sum_i W[r][i] * A[c][i] + bias[r] + residual[c][r]       i in [0, k)
+//   Computes    for each row r in [0, num_rows), R = first_row + r, and column c in [0, n):
+//                 out[c][R] = scale * sum_i W[r][i] * A[c][i] + bias[R] + residual[c][R]       i in [0, k)
 //               W: the weights as their GGUF type defines them; A: the activations as their row stores them (codes times scale)
 //   Layout      weights: groups of packed.h, stride_group apart; acts[c]: one row of act_q8.h (q8_32 or q8_256) or of f32,
 //               whichever the weight type's line of formats/weights.inc names; out[c], residual[c]: f32 rows
 //   Shape       num_rows >= 1, n >= 0, any; k >= 1, a multiple of the type's block; of 32 for a quantised type
-//   Tile start  at a group: weights, out, bias and residual point at its first row
+//   Tile start  at any group, which `weights` points at; the other operands by first_row, so that tiles share their arrays
 //   Alias       residual[c] may be out[c]; no other overlap
 //   Alignment   groups 64 B; quantised activation rows 64 B; others natural
 //   Over-read   none of activations, out, bias, residual; weights of a partial last group are read whole, and prefetched beyond
@@ -27,13 +27,14 @@ namespace alloy {
 struct matmul_args {
     const uint8_t * weights;        // [ceil(num_rows / 16)] groups
     int64_t stride_group;           // bytes
-    int64_t num_rows;               // output features
+    int64_t num_rows;               // output features of this call
+    int64_t first_row;              // the first of them in out, bias and residual
     int64_t k;
     int64_t n;
     const void * const * acts;      // [n]
-    float * const * out;            // [n] -> [num_rows]
-    const float * bias;             // [num_rows] or null
-    const float * const * residual; // [n] -> [num_rows] or null
+    float * const * out;            // [n] -> [first_row + num_rows]
+    const float * bias;             // [first_row + num_rows] or null
+    const float * const * residual; // [n] -> [first_row + num_rows] or null
     float scale;
 };
 

@@ -99,7 +99,7 @@ class matmul : public test::kernel_test<listed> {
 
     matmul_args args_for(const weights & w, const activations & a, const outputs & out) const {
         return {.weights = const_cast<weights &>(w).packed.row<uint8_t>(0), .stride_group = static_cast<int64_t>(w.group_bytes()),
-                .num_rows = w.rows, .k = w.k, .n = static_cast<int64_t>(a.pointers.size()), .acts = a.pointers.data(),
+                .num_rows = w.rows, .first_row = 0, .k = w.k, .n = static_cast<int64_t>(a.pointers.size()), .acts = a.pointers.data(),
                 .out = out.pointers.data(), .bias = nullptr, .residual = nullptr, .scale = 1};
     }
 
@@ -236,6 +236,26 @@ TEST_P(matmul, adds_bias_and_residual_and_scales) {
     }
 }
 
+TEST_P(matmul, tiles_of_rows_give_the_whole) {
+    const int64_t k = 256, rows = 70, n = 11;
+    std::mt19937_64 engine(test::seed());
+    const weights w(type, rows, k, test::random_gguf(type, k, rows, 0.01, engine));
+    std::vector<std::vector<float>> x(n, std::vector<float>(k));
+    for (size_t c = 0; c < x.size(); c++) test::fill(values::wide, x[c].data(), k, c);
+    const activations a(format.acts, k, x);
+    outputs whole(n, rows), tiled(n, rows);
+    GetParam().run(args_for(w, a, whole));
+    for (const int64_t first : {48, 0, 16}) {
+        matmul_args args = args_for(w, a, tiled);
+        args.weights += first / packed_rows * args.stride_group;
+        args.first_row = first;
+        args.num_rows = first == 0 ? 16 : first == 16 ? 32 : 22;
+        GetParam().run(args);
+    }
+    for (int64_t c = 0; c < n; c++) ASSERT_EQ(0, std::memcmp(whole.pointers[c], tiled.pointers[c], rows * 4)) << "column " << c;
+    ASSERT_TRUE(tiled.rows.gaps_untouched());
+}
+
 // NaN in one row's scale, or in one activation row, stays there and does not get lost.
 TEST_P(matmul, keeps_nan_where_it_is) {
     const int64_t k = 256, rows = 20;
@@ -244,7 +264,7 @@ TEST_P(matmul, keeps_nan_where_it_is) {
     const uint16_t nan = type == weight_type::bf16 ? 0x7FC0 : 0x7E00;
     auto * bad_row = bytes.data() + 3 * test::gguf_row_bytes(type, k);
     const bool weights_have_nan = type != weight_type::mxfp4;
-    if (type == weight_type::f32) std::memcpy(bad_row + 2, &nan, 2), bad_row[3] = 0x7F;
+    if (type == weight_type::f32) bad_row[2] = 0xC0, bad_row[3] = 0x7F;
     else if (weights_have_nan) std::memcpy(bad_row + test::gguf_halves(type)[0], &nan, 2);
     const weights w(type, rows, k, bytes);
     for (const size_t n : {size_t{2}, size_t{12}}) {
