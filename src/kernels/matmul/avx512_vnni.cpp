@@ -60,6 +60,12 @@ struct vec {
     static floats add(floats x, floats y) { return _mm512_add_ps(x, y); }
     static floats mul(floats x, floats y) { return _mm512_mul_ps(x, y); }
     static floats fma(floats x, floats y, floats z) { return _mm512_fmadd_ps(x, y, z); } // x * y + z
+    static floats bytes_to_floats(const uint8_t * p) { // `rows` of them
+        return to_floats(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))));
+    }
+    static floats signed_bytes_to_floats(const uint8_t * p) {
+        return to_floats(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))));
+    }
     static floats load_halves(const uint8_t * p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p))); }
     static void load_bf16_pairs(const uint8_t * p, floats & even, floats & odd) {
         const __m512i x = load(p);
@@ -69,6 +75,7 @@ struct vec {
     static void halves_to_floats(const uint8_t * p, float * out) { store_floats(out, load_halves(p)); } // 16 of them
 
     static void prefetch(const uint8_t * p) { _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T0); }
+    static void prefetch_stream(const uint8_t * p) { _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T1); }
 };
 
 struct tile {
@@ -84,7 +91,7 @@ struct tile {
 namespace alloy {
 namespace {
 
-template <weight_type type, int n> void multiply_tile(const panel & p, const column * cols, float * sums) {
+template <weight_type type, int n> [[gnu::noinline]] void multiply_tile(const panel & p, const column * cols, float * sums) {
     using t = traits<type>;
     alignas(64) sub_start starts[n][16];
     const int8_t * a[n];
@@ -102,7 +109,7 @@ template <weight_type type, int n> void multiply_tile(const panel & p, const col
     for (int j = 0; j < subs; j++) {
         __m512i dot0[n], dot1[n];
         for (int c = 0; c < n; c++) dot0[c] = dot1[c] = t::minima ? vec::zero_ints() : vec::broadcast(&starts[c][j].from);
-#pragma GCC unroll 8
+#pragma GCC unroll 2 // clang spills sums when it unrolls more
         for (int v = 0; v < t::sub / 4; v++) {
             const __m512i x0 = vec::load(w0 + 64 * v), x1 = vec::load(w1 + 64 * v);
             for (int c = 0; c < n; c++) {

@@ -15,7 +15,7 @@ namespace {
 
 constexpr int part_bytes = 4 * vec::rows;     // of one vector of codes
 constexpr int parts = packed_rows / vec::rows; // of one group
-constexpr int64_t prefetch_distance = 4096;   // in the stream of weights; 1 and 2 KiB are slower, 8 no faster
+constexpr int64_t prefetch_distance = 8192;   // in the stream of weights, into L2: into L1 it is 1.5x slower, 4 and 12 KiB 1.2x
 
 // --- what a weight type means -----------------------------------------------------------------------------------------------------------
 template <weight_type type> struct traits {
@@ -108,6 +108,8 @@ struct chunk_scales {
     alignas(64) float minimum[16][packed_rows];
 };
 
+constexpr float minus_thirty_two = -32, minus_one = -1;
+
 template <weight_type type> inline void expand_scales(const uint8_t * header, const uint8_t * chunk, int blocks, chunk_scales & out) {
     using t = traits<type>;
     if constexpr (type == weight_type::mxfp4) { // 2^(e - 128): half of E8M0, as the table holds twice the values
@@ -127,31 +129,55 @@ template <weight_type type> inline void expand_scales(const uint8_t * header, co
         alignas(64) float d[packed_rows], dmin[packed_rows];
         vec::halves_to_floats(header, d);
         if constexpr (t::minima) vec::halves_to_floats(header + 32, dmin);
-        const uint8_t * subs = chunk;
-        if constexpr (type == weight_type::q6_k) {
-            for (int j = 0; j < 16; j++)
-                for (int r = 0; r < packed_rows; r++) out.scale[j][r] = d[r] * static_cast<float>(static_cast<int8_t>(subs[16 * j + r]));
-        } else if constexpr (type == weight_type::q2_k) {
-            for (int j = 0; j < 16; j++) {
-                for (int r = 0; r < packed_rows; r++) out.scale[j][r] = d[r] * static_cast<float>(subs[16 * j + r] & 15);
-                for (int r = 0; r < packed_rows; r++) out.minimum[j][r] = -dmin[r] * static_cast<float>(subs[16 * j + r] >> 4);
+        // The sub-scales of all rows as bytes [16][16], then as floats.
+        alignas(64) uint8_t subs[16][packed_rows];
+        if constexpr (t::f.subs == sub_scales::bytes_16) {
+            for (int i = 0; i < 256; i += part_bytes) {
+                const vec::bytes x = vec::load(chunk + i);
+                vec::store(&subs[0][i], type == weight_type::q2_k ? vec::mask<15>(x) : x);
             }
-        } else if constexpr (type == weight_type::iq4_xs) {
-            for (int j = 0; j < 8; j++)
-                for (int r = 0; r < packed_rows; r++) {
-                    const int low = subs[16 * (j % 4) + r] >> (j / 4 * 4) & 15, high = header[32 + 16 * (j % 2) + r] >> (j / 2 * 2) & 3;
-                    out.scale[j][r] = d[r] * static_cast<float>((low | high << 4) - 32);
+        } else if constexpr (t::f.subs == sub_scales::six_bits_16) {
+            for (int i = 0; i < 64; i += part_bytes) {
+                const vec::bytes low = vec::load(chunk + i), next = vec::load(chunk + 64 + i), high = vec::load(chunk + 128 + i);
+                vec::store(&subs[0][i], vec::or_masked<48>(vec::mask<15>(low), vec::template shift_left<4>(high)));
+                vec::store(&subs[4][i], vec::or_masked<48>(vec::mask<15>(vec::template shift_right<4>(low)), vec::template shift_left<2>(high)));
+                vec::store(&subs[8][i], vec::or_masked<48>(vec::mask<15>(next), high));
+                vec::store(&subs[12][i], vec::or_masked<48>(vec::mask<15>(vec::template shift_right<4>(next)), vec::template shift_right<2>(high)));
+            }
+        } else { // six_bits_8: eight rows a word
+            for (int j = 0; j < 8; j++) {
+                for (int r = 0; r < packed_rows; r += 8) {
+                    uint64_t low, high;
+                    __builtin_memcpy(&low, chunk + 16 * (j % 4) + r, 8);
+                    __builtin_memcpy(&high, header + 32 + 16 * (j % 2) + r, 8);
+                    const uint64_t six = (low >> (j / 4 * 4) & 0x0F0F0F0F0F0F0F0F) | (high >> (j / 2 * 2) & 0x0303030303030303) << 4;
+                    __builtin_memcpy(&subs[j][r], &six, 8);
                 }
-        } else { // six_bits_16
-            for (int j = 0; j < 16; j++)
-                for (int r = 0; r < packed_rows; r++) {
-                    const int low = subs[64 * (j / 8) + 16 * (j % 4) + r] >> (j % 8 / 4 * 4) & 15;
-                    const int high = subs[128 + 16 * (j % 4) + r] >> (j / 4 * 2) & 3;
-                    const auto six = static_cast<float>(low | high << 4);
-                    if constexpr (type == weight_type::q3_k) out.scale[j][r] = d[r] * (six - 32);
-                    else if (j < 8) out.scale[j][r] = d[r] * six;
-                    else out.minimum[j - 8][r] = -dmin[r] * six;
+            }
+        }
+        for (int p = 0; p < packed_rows; p += vec::rows) {
+            const vec::floats d_part = vec::load_floats(d + p);
+            // d * (x - 32) with one rounding
+            const vec::floats minus_32 = vec::mul(d_part, vec::broadcast(&minus_thirty_two));
+            for (int j = 0; j < t::subs; j++) {
+                vec::floats scale;
+                if constexpr (type == weight_type::q6_k) scale = vec::mul(d_part, vec::signed_bytes_to_floats(&subs[j][p]));
+                else if constexpr (t::minima) scale = vec::mul(d_part, vec::bytes_to_floats(&subs[j][p]));
+                else scale = vec::fma(d_part, vec::bytes_to_floats(&subs[j][p]), minus_32);
+                vec::store_floats(out.scale[j] + p, scale);
+            }
+            if constexpr (t::minima) {
+                if constexpr (type == weight_type::q2_k) {
+                    for (int i = 0; i < 16; i++) {
+                        for (int r = p; r < p + vec::rows; r++) subs[i][r] = chunk[16 * i + r] >> 4;
+                    }
                 }
+                const vec::floats minus_dmin = vec::mul(vec::load_floats(dmin + p), vec::broadcast(&minus_one));
+                for (int j = 0; j < t::subs; j++) {
+                    const uint8_t * minima = subs[type == weight_type::q2_k ? j : 8 + j] + p;
+                    vec::store_floats(out.minimum[j] + p, vec::mul(minus_dmin, vec::bytes_to_floats(minima)));
+                }
+            }
         }
     }
 }
@@ -189,7 +215,7 @@ template <weight_type type> inline void fill_starts(const column & col, int64_t 
 
 // --- epilogue -----------------------------------------------------------------------------------------------------------------------------
 // Sums of `rows` rows of column c, the first being row `first` of the call.
-inline void write_out(const matmul_args & args, int64_t c, int64_t first, int64_t rows, const float * sums) {
+[[gnu::noinline]] inline void write_out(const matmul_args & args, int64_t c, int64_t first, int64_t rows, const float * sums) {
     first += args.first_row;
     float * out = args.out[c] + first;
     const float * residual = args.residual ? args.residual[c] + first : nullptr;
@@ -204,7 +230,7 @@ inline void write_out(const matmul_args & args, int64_t c, int64_t first, int64_
 }
 
 // --- few columns --------------------------------------------------------------------------------------------------------------------------
-template <weight_type type, int n> void few(const matmul_args & args, int64_t first_column) {
+template <weight_type type, int n> [[gnu::noinline]] void few(const matmul_args & args, int64_t first_column) {
     using t = traits<type>;
     constexpr int block_bytes = t::f.code_bits * 64;
     column cols[n];
@@ -221,7 +247,7 @@ template <weight_type type, int n> void few(const matmul_args & args, int64_t fi
             const int64_t left = (args.k - i * packed_columns) / 32;
             const int blocks = static_cast<int>(left < 8 ? left : 8);
             const int64_t prefix = packed_prefix(t::f, blocks);
-            for (int64_t line = 0; line < prefix; line += 64) vec::prefetch(chunk + prefetch_distance + line);
+            for (int64_t line = 0; line < prefix; line += 64) vec::prefetch_stream(chunk + prefetch_distance + line);
             chunk_scales scales;
             expand_scales<type>(group + i * packed_header_chunk(t::f), chunk, blocks, scales);
             alignas(64) sub_start starts[n][16];
@@ -236,7 +262,7 @@ template <weight_type type, int n> void few(const matmul_args & args, int64_t fi
                 for (int b = 0; b < blocks; b++) {
                     const uint8_t * block = codes + b * block_bytes;
                     if (p == 0) {
-                        for (int line = 0; line < block_bytes; line += 64) vec::prefetch(block + prefetch_distance + line);
+                        for (int line = 0; line < block_bytes; line += 64) vec::prefetch_stream(block + prefetch_distance + line);
                     }
                     vec::bytes w[8];
                     expand_codes<type>(block + p * part_bytes, w);
@@ -288,7 +314,7 @@ template <weight_type type> void multiply_panel(const panel & p, const column * 
 // The same for w[k][tile::groups * 16] in f32 and n <= tile::columns columns.
 inline void multiply_floats(const float * w, int64_t k, const float * const * x, int n, float * sums);
 
-template <weight_type type> void expand_panel(const matmul_args & args, int64_t first_group, int64_t chunk, panel & p) {
+template <weight_type type> [[gnu::noinline]] void expand_panel(const matmul_args & args, int64_t first_group, int64_t chunk, panel & p) {
     using t = traits<type>;
     const int64_t left = (args.k - chunk * packed_columns) / 32, last = packed_groups(args.num_rows) - 1;
     p.blocks = static_cast<int>(left < 8 ? left : 8);
@@ -307,12 +333,12 @@ template <weight_type type> void expand_panel(const matmul_args & args, int64_t 
                 for (int v = 0; v < 8; v++) vec::store(p.codes[g][8 * b + v] + part * part_bytes, w[v]);
             }
             const uint8_t * next = codes + packed_chunk_bytes(t::f) + b * t::f.code_bits * 64;
-            for (int line = 0; line < t::f.code_bits * 64; line += 64) vec::prefetch(next + line);
+            for (int line = 0; line < t::f.code_bits * 64; line += 64) vec::prefetch_stream(next + line);
         }
     }
 }
 
-template <weight_type type> void many(const matmul_args & args) {
+template <weight_type type> [[gnu::noinline]] void many(const matmul_args & args) {
     constexpr int panel_rows = tile::groups * packed_rows;
     const int64_t chunks = (args.k + packed_columns - 1) / packed_columns, groups = packed_groups(args.num_rows);
     panel p;
@@ -348,7 +374,7 @@ template <weight_type type> inline void load_pair(const uint8_t * pair, int part
 }
 template <weight_type type> constexpr int64_t pair_bytes = type == weight_type::f32 ? 128 : 64;
 
-template <weight_type type, int n> void few_floating(const matmul_args & args, int64_t first_column) {
+template <weight_type type, int n> [[gnu::noinline]] void few_floating(const matmul_args & args, int64_t first_column) {
     const float * x[n];
     for (int c = 0; c < n; c++) x[c] = static_cast<const float *>(args.acts[first_column + c]);
     const int64_t groups = packed_groups(args.num_rows), pairs = args.k / 2;
@@ -372,7 +398,7 @@ template <weight_type type, int n> void few_floating(const matmul_args & args, i
             for (; q < pairs / chains * chains; q += chains) {
                 if (p == 0) {
                     for (int64_t line = 0; line < chains * pair_bytes<type>; line += 64) {
-                        vec::prefetch(group + q * pair_bytes<type> + prefetch_distance + line);
+                        vec::prefetch_stream(group + q * pair_bytes<type> + prefetch_distance + line);
                     }
                 }
                 for (int chain = 0; chain < chains; chain++) step(q + chain, chain);
@@ -395,7 +421,7 @@ template <weight_type type, int n> void few_floating(const matmul_args & args, i
     }
 }
 
-template <weight_type type> void many_floating(const matmul_args & args) {
+template <weight_type type> [[gnu::noinline]] void many_floating(const matmul_args & args) {
     constexpr int panel_rows = tile::groups * packed_rows;
     constexpr int64_t depth = 128; // columns of k in a panel: 16 KiB for 32 rows
     alignas(64) float p[depth][panel_rows];
