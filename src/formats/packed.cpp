@@ -24,6 +24,13 @@ uint32_t load_32(const uint8_t * p) {
     return x;
 }
 void store_32(uint8_t * p, uint32_t x) { memcpy(p, &x, 4); }
+uint64_t load_64(const uint8_t * p) {
+    uint64_t x;
+    memcpy(&x, p, 8);
+    return x;
+}
+void store_64(uint8_t * p, uint64_t x) { memcpy(p, &x, 8); }
+constexpr uint64_t low_bits = 0x0101010101010101; // of eight bytes
 
 // --- GGUF blocks <-> row_chunk -----------------------------------------------------------------------------------------------------------
 // `io` is one of these two; each block layout below is thus written once and serves both directions.
@@ -33,6 +40,19 @@ struct reader {
         const auto part = static_cast<uint8_t>((packed >> shift & ((1 << count) - 1)) << to);
         code = to == 0 ? part : static_cast<uint8_t>(code | part);
     }
+    // The same for n bytes and n codes, eight at a time.
+    static void run(const uint8_t * packed, int n, int shift, int count, uint8_t * codes, int to) {
+        const uint64_t mask = low_bits * ((1u << count) - 1);
+        for (int i = 0; i < n; i += 8) {
+            const uint64_t part = (load_64(packed + i) >> shift & mask) << to;
+            store_64(codes + i, to == 0 ? part : load_64(codes + i) | part);
+        }
+    }
+    // Bit i of a byte <-> bit `to` of code i.
+    static void bit_each(const uint8_t & packed, uint8_t * codes, int to) {
+        const uint64_t spread = ((packed & 0x7Fu) * uint64_t{0x02040810204081} & low_bits) | static_cast<uint64_t>(packed >> 7) << 56;
+        store_64(codes, load_64(codes) | spread << to);
+    }
     static void half(const uint8_t * packed, uint16_t & x) { x = load_16(packed); }
 };
 struct writer {
@@ -40,26 +60,32 @@ struct writer {
         const auto part = static_cast<uint8_t>((code >> to & ((1 << count) - 1)) << shift);
         packed = static_cast<uint8_t>(packed | part); // the block starts as zeros
     }
+    static void run(uint8_t * packed, int n, int shift, int count, const uint8_t * codes, int to) {
+        const uint64_t mask = low_bits * ((1u << count) - 1);
+        for (int i = 0; i < n; i += 8) store_64(packed + i, load_64(packed + i) | (load_64(codes + i) >> to & mask) << shift);
+    }
+    static void bit_each(uint8_t & packed, const uint8_t * codes, int to) {
+        packed = static_cast<uint8_t>((load_64(codes) >> to & low_bits) * uint64_t{0x0102040810204080} >> 56);
+    }
     static void half(uint8_t * packed, const uint16_t & x) { store_16(packed, x); }
 };
 
 // Codes of 32 columns: low nibbles are columns 0..15, high nibbles 16..31.
 template <class io, class bytes> void nibbles_of_32(bytes * qs, auto * codes) {
-    for (int i = 0; i < 16; i++) io::bits(qs[i], 0, 4, codes[i], 0);
-    for (int i = 0; i < 16; i++) io::bits(qs[i], 4, 4, codes[i + 16], 0);
+    io::run(qs, 16, 0, 4, codes, 0);
+    io::run(qs, 16, 4, 4, codes + 16, 0);
 }
 // Codes of 64 columns: low nibbles are columns 0..31, high nibbles 32..63.
 template <class io, class bytes> void nibbles_of_64(bytes * qs, auto * codes) {
-    for (int i = 0; i < 32; i++) io::bits(qs[i], 0, 4, codes[i], 0);
-    for (int i = 0; i < 32; i++) io::bits(qs[i], 4, 4, codes[i + 32], 0);
+    io::run(qs, 32, 0, 4, codes, 0);
+    io::run(qs, 32, 4, 4, codes + 32, 0);
 }
 template <class io, class bytes> void fifth_bits_of_32(bytes * qh, auto * codes) {
-    for (int i = 0; i < 32; i++) io::bits(qh[i / 8], i % 8, 1, codes[i], 4);
+    for (int i = 0; i < 4; i++) io::bit_each(qh[i], codes + 8 * i, 4);
 }
 // Four 2-bit codes a byte, columns 32 apart: 128 columns in 32 bytes.
 template <class io, class bytes> void pairs_of_128(bytes * qs, auto * codes, int to) {
-    for (int j = 0; j < 4; j++)
-        for (int i = 0; i < 32; i++) io::bits(qs[i], 2 * j, 2, codes[32 * j + i], to);
+    for (int j = 0; j < 4; j++) io::run(qs, 32, 2 * j, 2, codes + 32 * j, to);
 }
 // Q4_K, Q5_K: eight 6-bit scales, then eight 6-bit minima in 12 bytes.
 template <class io, class bytes> void scales_and_minima(bytes * q, auto * subs) {
@@ -95,20 +121,18 @@ template <class io, weight_type type> void gguf_block(auto * p, auto & c, int bl
             return fifth_bits_of_32<io>(p + 4, codes);
         case weight_type::q8_0:
             io::half(p, c.supers[0][block]);
-            for (int i = 0; i < 32; i++) io::bits(p[2 + i], 0, 8, codes[i], 0);
-            return;
+            return io::run(p + 2, 32, 0, 8, codes, 0);
         case weight_type::mxfp4:
             io::bits(p[0], 0, 8, c.subs[block], 0);
             return nibbles_of_32<io>(p + 1, codes);
         case weight_type::q2_k:
-            for (int j = 0; j < 16; j++) io::bits(p[j], 0, 8, c.subs[j], 0);
+            io::run(p, 16, 0, 8, c.subs, 0);
             for (int h = 0; h < 2; h++) pairs_of_128<io>(p + 16 + 32 * h, codes + 128 * h, 0);
             io::half(p + 80, c.supers[0][0]);
             return io::half(p + 82, c.supers[1][0]);
         case weight_type::q3_k:
             for (int h = 0; h < 2; h++) pairs_of_128<io>(p + 32 + 32 * h, codes + 128 * h, 0);
-            for (int j = 0; j < 8; j++)
-                for (int i = 0; i < 32; i++) io::bits(p[i], j, 1, codes[32 * j + i], 2);
+            for (int j = 0; j < 8; j++) io::run(p, 32, j, 1, codes + 32 * j, 2);
             for (int j = 0; j < 16; j++) {
                 io::bits(p[96 + j % 8], j / 8 * 4, 4, c.subs[j], 0);
                 io::bits(p[104 + j % 4], j / 4 * 2, 2, c.subs[j], 4);
@@ -125,17 +149,14 @@ template <class io, weight_type type> void gguf_block(auto * p, auto & c, int bl
             io::half(p + 2, c.supers[1][0]);
             scales_and_minima<io>(p + 4, c.subs);
             for (int g = 0; g < 4; g++) nibbles_of_64<io>(p + 48 + 32 * g, codes + 64 * g);
-            for (int j = 0; j < 8; j++)
-                for (int i = 0; i < 32; i++) io::bits(p[16 + i], j, 1, codes[32 * j + i], 4);
+            for (int j = 0; j < 8; j++) io::run(p + 16, 32, j, 1, codes + 32 * j, 4);
             return;
         case weight_type::q6_k:
             for (int h = 0; h < 2; h++) {
-                for (int j = 0; j < 4; j++)
-                    for (int i = 0; i < 32; i++)
-                        io::bits(p[64 * h + j % 2 * 32 + i], j / 2 * 4, 4, codes[128 * h + 32 * j + i], 0);
+                for (int j = 0; j < 4; j++) io::run(p + 64 * h + j % 2 * 32, 32, j / 2 * 4, 4, codes + 128 * h + 32 * j, 0);
                 pairs_of_128<io>(p + 128 + 32 * h, codes + 128 * h, 4);
             }
-            for (int j = 0; j < 16; j++) io::bits(p[192 + j], 0, 8, c.subs[j], 0);
+            io::run(p + 192, 16, 0, 8, c.subs, 0);
             return io::half(p + 208, c.supers[0][0]);
         case weight_type::iq4_xs:
             io::half(p, c.supers[0][0]);
@@ -165,9 +186,10 @@ struct to_packed {
         }
     }
     static void byte(uint8_t & packed, uint8_t & x) { packed = x; }
-    static void part(uint8_t & packed, int at, int bits, uint8_t & x, int from) {
-        const int mask = (1 << bits) - 1;
-        packed = static_cast<uint8_t>((packed & ~(mask << at)) | (x >> from & mask) << at);
+    // Bits 0..3 of two sub-scales, bits 4..5 of four.
+    static void low_bits(uint8_t & packed, uint8_t & x, uint8_t & y) { packed = static_cast<uint8_t>((x & 15) | y << 4); }
+    static void high_bits(uint8_t & packed, uint8_t * x, int stride) {
+        packed = static_cast<uint8_t>(x[0] >> 4 | x[stride] >> 4 << 2 | x[2 * stride] >> 4 << 4 | x[3 * stride] >> 4 << 6);
     }
     static void half(uint8_t * packed, uint16_t & x) { store_16(packed, x); }
 };
@@ -185,9 +207,12 @@ struct from_packed {
         }
     }
     static void byte(const uint8_t & packed, uint8_t & x) { x = packed; }
-    static void part(const uint8_t & packed, int at, int bits, uint8_t & x, int from) {
-        const auto bits_of_x = static_cast<uint8_t>((packed >> at & ((1 << bits) - 1)) << from);
-        x = from == 0 ? bits_of_x : static_cast<uint8_t>(x | bits_of_x);
+    static void low_bits(const uint8_t & packed, uint8_t & x, uint8_t & y) {
+        x = packed & 15;
+        y = packed >> 4;
+    }
+    static void high_bits(const uint8_t & packed, uint8_t * x, int stride) { // after low_bits
+        for (int i = 0; i < 4; i++) x[i * stride] = static_cast<uint8_t>(x[i * stride] | (packed >> (2 * i) & 3) << 4);
     }
     static void half(const uint8_t * packed, uint16_t & x) { x = load_16(packed); }
 };
@@ -232,15 +257,14 @@ template <class io, weight_type type> void packed_chunk(int64_t k, int64_t index
             for (int j = 0; j < 16; j++) io::byte(subs[16 * j + row], c.subs[j]);
             break;
         case sub_scales::six_bits_8:
-            for (int j = 0; j < 8; j++) {
-                io::part(subs[16 * (j % 4) + row], j / 4 * 4, 4, c.subs[j], 0);
-                io::part(header[32 * f.supers + 16 * (j % 2) + row], j / 2 * 2, 2, c.subs[j], 4);
-            }
+            for (int i = 0; i < 4; i++) io::low_bits(subs[16 * i + row], c.subs[i], c.subs[4 + i]);
+            for (int i = 0; i < 2; i++) io::high_bits(header[32 * f.supers + 16 * i + row], c.subs + i, 2);
             break;
         case sub_scales::six_bits_16:
-            for (int j = 0; j < 16; j++) {
-                io::part(subs[64 * (j / 8) + 16 * (j % 4) + row], j % 8 / 4 * 4, 4, c.subs[j], 0);
-                io::part(subs[128 + 16 * (j % 4) + row], j / 4 * 2, 2, c.subs[j], 4);
+            for (int i = 0; i < 4; i++) {
+                io::low_bits(subs[16 * i + row], c.subs[i], c.subs[4 + i]);
+                io::low_bits(subs[64 + 16 * i + row], c.subs[8 + i], c.subs[12 + i]);
+                io::high_bits(subs[128 + 16 * i + row], c.subs + i, 4);
             }
             break;
     }
