@@ -13,6 +13,9 @@ using host::tensor;
 // Pieces for each thread: enough to even out what neighbours on the machine take away, and few enough that a piece re-uses the
 // activations it has brought into L2.
 constexpr int64_t pieces_a_thread = 6;
+// Groups of a piece are a multiple of what the widest panel holds.
+constexpr int64_t panel_groups = 4;
+int64_t whole_panels(int64_t groups) { return (groups + panel_groups - 1) / panel_groups * panel_groups; }
 
 bool has_float_rows(const tensor * t) { return t->type == host::type_f32 && t->nb[0] == sizeof(float); }
 
@@ -118,8 +121,7 @@ void add_to(mul_mat_call & call, const tensor * node, const tensor * term) {
 
 void mul_mat_call::run(int, int num_threads) const {
     const int64_t groups = packed_groups(num_rows);
-    // An even number of groups: the tile of a panel is two of them wherever there is one.
-    const int64_t piece = std::max<int64_t>(2, groups / (num_threads * pieces_a_thread) / 2 * 2);
+    const int64_t piece = whole_panels(std::max<int64_t>(1, groups / (num_threads * pieces_a_thread)));
     const int64_t pieces_a_matrix = (groups + piece - 1) / piece;
     matmul_args args{};
     args.stride_group = stride_group;
@@ -181,8 +183,8 @@ void mul_mat_id_call::run(int, int num_threads) const {
         return end > std::exchange(last, end);
     }));
     const int64_t wanted = num_threads * pieces_a_thread;
-    const int64_t pieces_an_expert = std::clamp<int64_t>(used > 0 ? (wanted + used - 1) / used : 1, 1, (groups + 1) / 2);
-    const int64_t piece = ((groups + pieces_an_expert - 1) / pieces_an_expert + 1) / 2 * 2;
+    const int64_t pieces_an_expert = std::clamp<int64_t>(used > 0 ? (wanted + used - 1) / used : 1, 1, groups);
+    const int64_t piece = whole_panels((groups + pieces_an_expert - 1) / pieces_an_expert);
     matmul_args args{};
     args.stride_group = product.stride_group;
     args.k = product.k;

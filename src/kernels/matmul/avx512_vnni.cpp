@@ -79,7 +79,7 @@ struct vec {
 };
 
 struct tile {
-    static constexpr int groups = 2;
+    static constexpr int groups = 4; // two pairs: activations and their sums are read once for both
     static constexpr int columns = 6;
 };
 
@@ -91,20 +91,19 @@ struct tile {
 namespace alloy {
 namespace {
 
-template <weight_type type, int n> [[gnu::noinline]] void multiply_tile(const panel & p, const column * cols, float * sums) {
+
+// Groups g and g + 1 of a panel x n columns.
+template <weight_type type, int n>
+void multiply_pair(const panel & p, int g, const sub_start (&starts)[n][16], const int8_t * const (&a)[n], const float * const (&scales)[n],
+                   float * sums) {
     using t = traits<type>;
-    alignas(64) sub_start starts[n][16];
-    const int8_t * a[n];
-    const float * scales[n];
     __m512 acc0[n], acc1[n];
     for (int c = 0; c < n; c++) {
-        fill_starts<type>(cols[c], p.chunk, starts[c]);
-        a[c] = cols[c].codes + p.chunk * packed_columns;
-        scales[c] = cols[c].scales + (t::k_quant ? p.chunk : p.chunk * 8);
-        acc0[c] = t::k_quant ? vec::zero() : vec::load_floats(sums + 32 * c);
-        acc1[c] = t::k_quant ? vec::zero() : vec::load_floats(sums + 32 * c + 16);
+        acc0[c] = t::k_quant ? vec::zero() : vec::load_floats(sums + panel_rows * c);
+        acc1[c] = t::k_quant ? vec::zero() : vec::load_floats(sums + panel_rows * c + 16);
     }
-    const uint8_t *w0 = p.codes[0][0], *w1 = p.codes[1][0];
+    const uint8_t *w0 = p.codes[g][0], *w1 = p.codes[g + 1][0];
+    const chunk_scales &scales0 = p.scales[g], &scales1 = p.scales[g + 1];
     const int subs = p.blocks * 32 / t::sub;
     for (int j = 0; j < subs; j++) {
         __m512i dot0[n], dot1[n];
@@ -120,7 +119,7 @@ template <weight_type type, int n> [[gnu::noinline]] void multiply_tile(const pa
         }
         w0 += 16 * t::sub;
         w1 += 16 * t::sub;
-        const __m512 scale0 = vec::load_floats(p.scales[0].scale[j]), scale1 = vec::load_floats(p.scales[1].scale[j]);
+        const __m512 scale0 = vec::load_floats(scales0.scale[j]), scale1 = vec::load_floats(scales1.scale[j]);
         for (int c = 0; c < n; c++) {
             if constexpr (t::k_quant) {
                 acc0[c] = vec::fma(vec::to_floats(dot0[c]), scale0, acc0[c]);
@@ -132,7 +131,7 @@ template <weight_type type, int n> [[gnu::noinline]] void multiply_tile(const pa
             }
         }
         if constexpr (t::minima) {
-            const __m512 minimum0 = vec::load_floats(p.scales[0].minimum[j]), minimum1 = vec::load_floats(p.scales[1].minimum[j]);
+            const __m512 minimum0 = vec::load_floats(scales0.minimum[j]), minimum1 = vec::load_floats(scales1.minimum[j]);
             for (int c = 0; c < n; c++) {
                 const __m512 sum = vec::broadcast(&starts[c][j].times_minimum);
                 acc0[c] = vec::fma(minimum0, sum, acc0[c]);
@@ -143,12 +142,26 @@ template <weight_type type, int n> [[gnu::noinline]] void multiply_tile(const pa
     for (int c = 0; c < n; c++) {
         if constexpr (t::k_quant) {
             const __m512 s = vec::broadcast(scales[c]);
-            acc0[c] = vec::fma(acc0[c], s, vec::load_floats(sums + 32 * c));
-            acc1[c] = vec::fma(acc1[c], s, vec::load_floats(sums + 32 * c + 16));
+            acc0[c] = vec::fma(acc0[c], s, vec::load_floats(sums + panel_rows * c));
+            acc1[c] = vec::fma(acc1[c], s, vec::load_floats(sums + panel_rows * c + 16));
         }
-        vec::store_floats(sums + 32 * c, acc0[c]);
-        vec::store_floats(sums + 32 * c + 16, acc1[c]);
+        vec::store_floats(sums + panel_rows * c, acc0[c]);
+        vec::store_floats(sums + panel_rows * c + 16, acc1[c]);
     }
+}
+
+template <weight_type type, int n> [[gnu::noinline]] void multiply_tile(const panel & p, const column * cols, float * sums) {
+    using t = traits<type>;
+    alignas(64) sub_start starts[n][16];
+    const int8_t * a[n];
+    const float * scales[n];
+    for (int c = 0; c < n; c++) {
+        fill_starts<type>(cols[c], p.chunk, starts[c]);
+        a[c] = cols[c].codes + p.chunk * packed_columns;
+        scales[c] = cols[c].scales + (t::k_quant ? p.chunk : p.chunk * 8);
+    }
+#pragma GCC unroll 1
+    for (int g = 0; g < p.groups; g += 2) multiply_pair<type, n>(p, g, starts, a, scales, sums + packed_rows * g);
 }
 
 template <weight_type type> void multiply_panel(const panel & p, const column * cols, int64_t n, float * sums) {
@@ -158,26 +171,26 @@ template <weight_type type> void multiply_panel(const panel & p, const column * 
             const auto * codes = reinterpret_cast<const uint8_t *>(cols[next].codes + p.chunk * packed_columns);
             for (int line = 0; line < 32 * p.blocks; line += 64) vec::prefetch(codes + line);
         }
-        multiply_tile<type, tile::columns>(p, cols + c, sums + 32 * c);
+        multiply_tile<type, tile::columns>(p, cols + c, sums + panel_rows * c);
     }
     switch (n - c) {
-        case 1: return multiply_tile<type, 1>(p, cols + c, sums + 32 * c);
-        case 2: return multiply_tile<type, 2>(p, cols + c, sums + 32 * c);
-        case 3: return multiply_tile<type, 3>(p, cols + c, sums + 32 * c);
-        case 4: return multiply_tile<type, 4>(p, cols + c, sums + 32 * c);
-        case 5: return multiply_tile<type, 5>(p, cols + c, sums + 32 * c);
+        case 1: return multiply_tile<type, 1>(p, cols + c, sums + panel_rows * c);
+        case 2: return multiply_tile<type, 2>(p, cols + c, sums + panel_rows * c);
+        case 3: return multiply_tile<type, 3>(p, cols + c, sums + panel_rows * c);
+        case 4: return multiply_tile<type, 4>(p, cols + c, sums + panel_rows * c);
+        case 5: return multiply_tile<type, 5>(p, cols + c, sums + panel_rows * c);
         default: return;
     }
 }
 
-template <int n> void multiply_floats_n(const float * w, int64_t k, const float * const * x, float * sums) {
+template <int n> void multiply_floats_pair(const float * w, int64_t k, const float * const * x, float * sums) {
     __m512 acc0[n], acc1[n];
     for (int c = 0; c < n; c++) {
-        acc0[c] = vec::load_floats(sums + 32 * c);
-        acc1[c] = vec::load_floats(sums + 32 * c + 16);
+        acc0[c] = vec::load_floats(sums + panel_rows * c);
+        acc1[c] = vec::load_floats(sums + panel_rows * c + 16);
     }
     for (int64_t i = 0; i < k; i++) {
-        const __m512 w0 = vec::load_floats(w + 32 * i), w1 = vec::load_floats(w + 32 * i + 16);
+        const __m512 w0 = vec::load_floats(w + panel_rows * i), w1 = vec::load_floats(w + panel_rows * i + 16);
         for (int c = 0; c < n; c++) {
             const __m512 b = vec::broadcast(x[c] + i);
             acc0[c] = vec::fma(w0, b, acc0[c]);
@@ -185,9 +198,12 @@ template <int n> void multiply_floats_n(const float * w, int64_t k, const float 
         }
     }
     for (int c = 0; c < n; c++) {
-        vec::store_floats(sums + 32 * c, acc0[c]);
-        vec::store_floats(sums + 32 * c + 16, acc1[c]);
+        vec::store_floats(sums + panel_rows * c, acc0[c]);
+        vec::store_floats(sums + panel_rows * c + 16, acc1[c]);
     }
+}
+template <int n> void multiply_floats_n(const float * w, int64_t k, const float * const * x, float * sums) {
+    for (int g = 0; g < tile::groups; g += 2) multiply_floats_pair<n>(w + packed_rows * g, k, x, sums + packed_rows * g);
 }
 
 inline void multiply_floats(const float * w, int64_t k, const float * const * x, int n, float * sums) {

@@ -303,11 +303,26 @@ template <weight_type type, int n> [[gnu::noinline]] void few(const matmul_args 
 struct panel {
     alignas(64) uint8_t codes[tile::groups][packed_columns / 4][64];
     chunk_scales scales[tile::groups];
+    int groups; // that there are, or one more to make a pair
     int blocks; // of 32 columns
     int64_t chunk;
 };
 
-constexpr int64_t columns_at_once = 256; // their sums stay in L2
+constexpr int64_t panel_rows = tile::groups * packed_rows;
+constexpr int64_t columns_at_once = 512; // their sums stay in L2
+
+// Sums [n][tile::groups * 16] of columns c0 and on. Each column's rows lie in a page of their own, so that stores would wait for
+// memory one after another: the lines are asked for ahead.
+inline void write_all_out(const matmul_args & args, int64_t c0, int64_t n, int64_t first, int64_t rows, const float * sums) {
+    constexpr int64_t ahead = 12;
+    for (int64_t c = -ahead; c < n; c++) {
+        if (c + ahead < n) {
+            const auto * next = reinterpret_cast<const uint8_t *>(args.out[c0 + c + ahead] + args.first_row + first);
+            for (int line = 0; line < tile::groups; line++) vec::prefetch(next + 64 * line);
+        }
+        if (c >= 0) write_out(args, c0 + c, first, rows, sums + c * tile::groups * packed_rows);
+    }
+}
 
 // Defined by the ISA file. Adds a panel's part to sums[c][tile::groups * 16] of n columns:
 template <weight_type type> void multiply_panel(const panel & p, const column * cols, int64_t n, float * sums);
@@ -319,8 +334,10 @@ template <weight_type type> [[gnu::noinline]] void expand_panel(const matmul_arg
     const int64_t left = (args.k - chunk * packed_columns) / 32, last = packed_groups(args.num_rows) - 1;
     p.blocks = static_cast<int>(left < 8 ? left : 8);
     p.chunk = chunk;
-    for (int g = 0; g < tile::groups; g++) {
-        // A missing last group is computed as a copy of the one before and not written.
+    const int64_t rest = (last + 1 - first_group + 1) / 2 * 2;
+    p.groups = static_cast<int>(rest < tile::groups ? rest : tile::groups);
+    for (int g = 0; g < p.groups; g++) {
+        // The missing half of a last pair is computed as a copy of the other and not written.
         const int64_t index = first_group + g < last ? first_group + g : last;
         const uint8_t * group = args.weights + index * args.stride_group;
         const uint8_t * from = group + packed_body_offset(t::f, args.k) + chunk * packed_chunk_bytes(t::f);
@@ -339,7 +356,7 @@ template <weight_type type> [[gnu::noinline]] void expand_panel(const matmul_arg
 }
 
 template <weight_type type> [[gnu::noinline]] void many(const matmul_args & args) {
-    constexpr int panel_rows = tile::groups * packed_rows;
+    
     const int64_t chunks = (args.k + packed_columns - 1) / packed_columns, groups = packed_groups(args.num_rows);
     panel p;
     column cols[columns_at_once];
@@ -354,7 +371,7 @@ template <weight_type type> [[gnu::noinline]] void many(const matmul_args & args
                 multiply_panel<type>(p, cols, n, sums);
             }
             const int64_t first = g * packed_rows, rows = args.num_rows - first < panel_rows ? args.num_rows - first : panel_rows;
-            for (int64_t c = 0; c < n; c++) write_out(args, c0 + c, first, rows, sums + c * panel_rows);
+            write_all_out(args, c0, n, first, rows, sums);
         }
     }
 }
@@ -422,7 +439,7 @@ template <weight_type type, int n> [[gnu::noinline]] void few_floating(const mat
 }
 
 template <weight_type type> [[gnu::noinline]] void many_floating(const matmul_args & args) {
-    constexpr int panel_rows = tile::groups * packed_rows;
+    
     constexpr int64_t depth = 128; // columns of k in a panel: 16 KiB for 32 rows
     alignas(64) float p[depth][panel_rows];
     alignas(64) float sums[columns_at_once * panel_rows];
@@ -460,7 +477,7 @@ template <weight_type type> [[gnu::noinline]] void many_floating(const matmul_ar
                 }
             }
             const int64_t first = g * packed_rows, rows = args.num_rows - first < panel_rows ? args.num_rows - first : panel_rows;
-            for (int64_t c = 0; c < n; c++) write_out(args, c0 + c, first, rows, sums + c * panel_rows);
+            write_all_out(args, c0, n, first, rows, sums);
         }
     }
 }

@@ -23,7 +23,7 @@ namespace alloy {
 //               NaN or Inf in a scale gives NaN or Inf in its row, and only there
 //   Threads     a pure function of its rows and columns; disjoint rows may run concurrently. Not `reproducible` in n: the order
 //               of additions differs between n <= 8 and n > 8
-//   Never       allocates, locks, logs, throws, reads globals or the environment. Takes up to 128 KiB of stack
+//   Never       allocates, locks, logs, throws, reads globals or the environment. Takes up to 192 KiB of stack
 struct matmul_args {
     const uint8_t * weights;        // [ceil(num_rows / 16)] groups
     int64_t stride_group;           // bytes
