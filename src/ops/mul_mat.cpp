@@ -12,7 +12,7 @@ using host::tensor;
 
 // Pieces for each thread: enough to even out what neighbours on the machine take away, and few enough that a piece re-uses the
 // activations it has brought into L2.
-constexpr int64_t pieces_a_thread = 6;
+constexpr int64_t pieces_a_thread = 12;
 // Groups of a piece are a multiple of what the widest panel holds.
 constexpr int64_t panel_groups = 4;
 int64_t whole_panels(int64_t groups) { return (groups + panel_groups - 1) / panel_groups * panel_groups; }
