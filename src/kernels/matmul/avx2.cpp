@@ -93,7 +93,7 @@ struct vec {
 };
 
 struct tile {
-    static constexpr int groups = 1;
+    static constexpr int groups = 4;
     static constexpr int columns = 12;
 };
 
@@ -105,73 +105,99 @@ struct tile {
 namespace alloy {
 namespace {
 
-// n <= tile::columns
-template <weight_type type> [[gnu::noinline]] void multiply_tile(const panel & p, const column * cols, int n, float * sums) {
+// One chunk of a tile's columns side by side: with constant distances the inner loop has no pointers to fetch.
+struct tile_columns {
+    alignas(64) int8_t codes[tile::columns][packed_columns];
+    alignas(64) float scales[tile::columns][8];
+    alignas(64) sub_start starts[tile::columns][16];
+};
+
+template <weight_type type> void gather(const panel & p, const column * cols, int n, tile_columns & out) {
+    using t = traits<type>;
+    for (int c = 0; c < n; c++) {
+        fill_starts<type>(cols[c], p.chunk, out.starts[c]);
+        __builtin_memcpy(out.codes[c], cols[c].codes + p.chunk * packed_columns, static_cast<size_t>(p.blocks) * 32);
+        __builtin_memcpy(out.scales[c], cols[c].scales + (t::k_quant ? p.chunk : p.chunk * 8), t::k_quant ? 4 : static_cast<size_t>(p.blocks) * 4);
+    }
+}
+
+// One part of a group x columns [first, first + n) of a tile.
+template <weight_type type, int n>
+[[gnu::noinline]] void multiply_part(const panel & p, int g, int part, const tile_columns & cols, int first, float * sums) {
     using t = traits<type>;
     constexpr int vectors = t::sub / 4;
-    alignas(64) sub_start starts[tile::columns][16];
-    const int8_t * a[tile::columns];
-    for (int c = 0; c < n; c++) {
-        fill_starts<type>(cols[c], p.chunk, starts[c]);
-        a[c] = cols[c].codes + p.chunk * packed_columns;
+    alignas(32) float chunk_sums[n][vec::rows]; // K-quants: before the activations' scale
+    if constexpr (t::k_quant) {
+        for (int c = 0; c < n; c++) vec::store_floats(chunk_sums[c], vec::zero());
     }
-    for (int part = 0; part < parts; part++) {
-        alignas(32) float chunk_sums[tile::columns][vec::rows]; // K-quants: before the activations' scale
-        if constexpr (t::k_quant) {
-            for (int c = 0; c < n; c++) vec::store_floats(chunk_sums[c], vec::zero());
+    const int subs = p.blocks * 32 / t::sub;
+#pragma GCC unroll 1
+    for (int j = 0; j < subs; j++) {
+        vec::bytes w[vectors], sizes[vectors];
+        const uint8_t * codes = p.codes[g][j * vectors] + part * part_bytes;
+        for (int v = 0; v < vectors; v++) {
+            w[v] = vec::load(codes + 64 * v);
+            if constexpr (t::is_signed) sizes[v] = _mm256_abs_epi8(w[v]);
         }
-        for (int j = 0; j < p.blocks * 32 / t::sub; j++) {
-            vec::bytes w[vectors], sizes[vectors];
-            const uint8_t * codes = p.codes[0][j * vectors] + part * part_bytes;
-            for (int v = 0; v < vectors; v++) {
-                w[v] = vec::load(codes + 64 * v);
-                if constexpr (t::is_signed) sizes[v] = _mm256_abs_epi8(w[v]);
-            }
-            const __m256 scale = vec::load_floats(p.scales[0].scale[j] + part * vec::rows);
-            __m256 minimum = vec::zero();
-            if constexpr (t::minima) minimum = vec::load_floats(p.scales[0].minimum[j] + part * vec::rows);
-            for (int c = 0; c < n; c++) {
-                const int8_t * x = a[c] + t::sub * j;
-                const __m256i start = t::minima || t::zero == 0 ? vec::zero_ints() : vec::broadcast(&starts[c][j].from);
-                __m256i dot;
-                if constexpr (t::is_signed) dot = vec::dot_signed<vectors>(start, sizes, reinterpret_cast<const vec::bytes *>(w), x);
-                else dot = vec::dot<t::bits, vectors, 1>(start, w, x);
-                float * sum = t::k_quant ? chunk_sums[c] : sums + packed_rows * c + part * vec::rows;
-                __m256 factor = scale;
-                if constexpr (!t::k_quant) factor = vec::mul(scale, vec::broadcast(cols[c].scales + p.chunk * 8 + j));
-                __m256 result = vec::fma(vec::to_floats(dot), factor, vec::load_floats(sum));
-                if constexpr (t::minima) result = vec::fma(minimum, vec::broadcast(&starts[c][j].times_minimum), result);
-                vec::store_floats(sum, result);
-            }
+        const __m256 scale = vec::load_floats(p.scales[g].scale[j] + part * vec::rows);
+        __m256 minimum = vec::zero();
+        if constexpr (t::minima) minimum = vec::load_floats(p.scales[g].minimum[j] + part * vec::rows);
+#pragma GCC unroll 12
+        for (int c = 0; c < n; c++) {
+            const int8_t * x = cols.codes[first + c] + t::sub * j;
+            const sub_start * start_at = &cols.starts[first + c][j];
+            const __m256i start = t::minima || t::zero == 0 ? vec::zero_ints() : vec::broadcast(&start_at->from);
+            __m256i dot;
+            if constexpr (t::is_signed) dot = vec::dot_signed<vectors>(start, sizes, reinterpret_cast<const vec::bytes *>(w), x);
+            else dot = vec::dot<t::bits, vectors, 1>(start, w, x);
+            float * sum = t::k_quant ? chunk_sums[c] : sums + panel_rows * c;
+            __m256 factor = scale;
+            if constexpr (!t::k_quant) factor = vec::mul(scale, vec::broadcast(&cols.scales[first + c][j]));
+            __m256 result = vec::fma(vec::to_floats(dot), factor, vec::load_floats(sum));
+            if constexpr (t::minima) result = vec::fma(minimum, vec::broadcast(&start_at->times_minimum), result);
+            vec::store_floats(sum, result);
         }
-        if constexpr (t::k_quant) {
-            for (int c = 0; c < n; c++) {
-                float * sum = sums + packed_rows * c + part * vec::rows;
-                const __m256 scale = vec::broadcast(cols[c].scales + p.chunk);
-                vec::store_floats(sum, vec::fma(vec::load_floats(chunk_sums[c]), scale, vec::load_floats(sum)));
-            }
+    }
+    if constexpr (t::k_quant) {
+        for (int c = 0; c < n; c++) {
+            float * sum = sums + panel_rows * c;
+            const __m256 scale = vec::broadcast(cols.scales[first + c]);
+            vec::store_floats(sum, vec::fma(vec::load_floats(chunk_sums[c]), scale, vec::load_floats(sum)));
         }
     }
 }
 
 template <weight_type type> void multiply_panel(const panel & p, const column * cols, int64_t n, float * sums) {
-    for (int64_t c = 0; c < n; c += tile::columns) {
+    tile_columns gathered;
+    for (int64_t c = 0; c < n; c += tile::columns, sums += tile::columns * panel_rows) {
+        const int now = static_cast<int>(n - c < tile::columns ? n - c : tile::columns);
+        gather<type>(p, cols + c, now, gathered);
         for (int64_t next = c + tile::columns; next < c + 2 * tile::columns && next < n; next++) {
             const auto * codes = reinterpret_cast<const uint8_t *>(cols[next].codes + p.chunk * packed_columns);
             for (int line = 0; line < 32 * p.blocks; line += 64) vec::prefetch(codes + line);
         }
-        multiply_tile<type>(p, cols + c, static_cast<int>(n - c < tile::columns ? n - c : tile::columns), sums + packed_rows * c);
+        for (int i = 0; i < p.groups * parts; i++) {
+            const int g = i / parts, part = i % parts;
+            float * out = sums + i * vec::rows;
+            if (now == tile::columns) {
+                multiply_part<type, tile::columns>(p, g, part, gathered, 0, out);
+                continue;
+            }
+            int first = 0;
+            for (; first + 4 <= now; first += 4) multiply_part<type, 4>(p, g, part, gathered, first, out + first * panel_rows);
+            for (; first < now; first++) multiply_part<type, 1>(p, g, part, gathered, first, out + first * panel_rows);
+        }
     }
 }
 
-template <int n> void multiply_floats_n(const float * w, int64_t k, const float * const * x, float * sums) {
+template <int n> void multiply_floats_group(const float * w, int64_t k, const float * const * x, float * sums) {
     __m256 acc0[n], acc1[n];
     for (int c = 0; c < n; c++) {
-        acc0[c] = vec::load_floats(sums + 16 * c);
-        acc1[c] = vec::load_floats(sums + 16 * c + 8);
+        acc0[c] = vec::load_floats(sums + panel_rows * c);
+        acc1[c] = vec::load_floats(sums + panel_rows * c + 8);
     }
     for (int64_t i = 0; i < k; i++) {
-        const __m256 w0 = vec::load_floats(w + 16 * i), w1 = vec::load_floats(w + 16 * i + 8);
+        const __m256 w0 = vec::load_floats(w + panel_rows * i), w1 = vec::load_floats(w + panel_rows * i + 8);
         for (int c = 0; c < n; c++) {
             const __m256 b = vec::broadcast(x[c] + i);
             acc0[c] = vec::fma(w0, b, acc0[c]);
@@ -179,13 +205,16 @@ template <int n> void multiply_floats_n(const float * w, int64_t k, const float 
         }
     }
     for (int c = 0; c < n; c++) {
-        vec::store_floats(sums + 16 * c, acc0[c]);
-        vec::store_floats(sums + 16 * c + 8, acc1[c]);
+        vec::store_floats(sums + panel_rows * c, acc0[c]);
+        vec::store_floats(sums + panel_rows * c + 8, acc1[c]);
     }
+}
+template <int n> void multiply_floats_n(const float * w, int64_t k, const float * const * x, float * sums) {
+    for (int g = 0; g < tile::groups; g++) multiply_floats_group<n>(w + packed_rows * g, k, x, sums + packed_rows * g);
 }
 
 inline void multiply_floats(const float * w, int64_t k, const float * const * x, int n, float * sums) {
-    for (; n >= 6; n -= 6, x += 6, sums += 6 * packed_rows) multiply_floats_n<6>(w, k, x, sums);
+    for (; n >= 6; n -= 6, x += 6, sums += 6 * panel_rows) multiply_floats_n<6>(w, k, x, sums);
     switch (n) {
         case 1: return multiply_floats_n<1>(w, k, x, sums);
         case 2: return multiply_floats_n<2>(w, k, x, sums);
