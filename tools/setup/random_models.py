@@ -86,7 +86,7 @@ def close_writer(writer: gguf.GGUFWriter):
 
 
 def decoder(path: pathlib.Path, arch: str, layers: int, width: int, ffn: int, heads: int, kv_heads: int, head: int, experts: int = 0,
-            qk_norm: bool = False):
+            used: int = 2, qk_norm: bool = False):
     """llama, qwen3 and qwen3moe differ in names of few tensors only."""
     w = open_writer(path, arch)
     tokens = copy_tokenizer(w)
@@ -104,7 +104,7 @@ def decoder(path: pathlib.Path, arch: str, layers: int, width: int, ffn: int, he
     w.add_vocab_size(tokens)
     if experts:
         w.add_expert_count(experts)
-        w.add_expert_used_count(2)
+        w.add_expert_used_count(used)
         w.add_expert_feed_forward_length(ffn)
 
     t = Tensors(w, path)
@@ -251,6 +251,7 @@ def converted(path: pathlib.Path, source: str, kind: str):
 
 
 LLAMA = dict(arch="llama", layers=4, width=256, ffn=512, heads=4, kv_heads=2, head=64)
+QWEN3MOE_32 = dict(arch="qwen3moe", layers=8, width=1024, ffn=512, heads=16, kv_heads=4, head=64, experts=32, used=8, qk_norm=True)
 LLAMA_1B = dict(arch="llama", layers=16, width=2048, ffn=8192, heads=32, kv_heads=8, head=64)
 
 # name -> (file, maker, its arguments)
@@ -271,6 +272,13 @@ MODELS = {
     "llama-1b": ("random/llama-1b.gguf", decoder, LLAMA_1B),
     "llama-1b-q4_0": ("random/llama-1b-q4_0.gguf", converted, dict(source="llama-1b", kind="Q4_0")),
     "llama-1b-q4_k_m": ("random/llama-1b-q4_k_m.gguf", converted, dict(source="llama-1b", kind="Q4_K_M")),
+    "llama-1b-q5_k_m": ("random/llama-1b-q5_k_m.gguf", converted, dict(source="llama-1b", kind="Q5_K_M")),
+    "llama-1b-q6_k": ("random/llama-1b-q6_k.gguf", converted, dict(source="llama-1b", kind="Q6_K")),
+    "llama-1b-q8_0": ("random/llama-1b-q8_0.gguf", converted, dict(source="llama-1b", kind="Q8_0")),
+    "llama-1b-iq4_xs": ("random/llama-1b-iq4_xs.gguf", converted, dict(source="llama-1b", kind="IQ4_XS")),
+    # 8 of 32 experts, for benchmarks.
+    "qwen3moe-32": ("random/qwen3moe-32.gguf", decoder, QWEN3MOE_32),
+    "qwen3moe-32-q4_k_m": ("random/qwen3moe-32-q4_k_m.gguf", converted, dict(source="qwen3moe-32", kind="Q4_K_M")),
 }
 
 

@@ -44,9 +44,8 @@ __attribute__((target("avx2"))) double macs_avx2() { // VPMADDUBSW + VPADDW, wit
     __m256i x = _mm256_set1_epi8(1);
     for (int i = 0; i < peak_steps; i++) {
         for (auto & a : acc) {
-            __m256i product = _mm256_maddubs_epi16(x, x);
-            __asm__ volatile("" : "+x"(product));
-            a = _mm256_add_epi16(a, product);
+            __asm__ volatile("" : "+x"(x)); // else the product leaves the loop
+            a = _mm256_add_epi16(a, _mm256_maddubs_epi16(x, x));
             __asm__ volatile("" : "+x"(a));
         }
     }
