@@ -10,11 +10,11 @@ import sys
 
 SOURCE = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else ".")
 MACHINES = {"x86-64": "__x86_64__", "ARM64": "__aarch64__"}
-NAMES = {"rowwise": "rowwise_f32_{0}_{1}", "quantize": "quantize_{0}_f32_{1}"}
+NAMES = {"rowwise": "rowwise_f32_{0}_{1}", "quantize": "quantize_{0}_f32_{1}", "matmul": "matmul_f32_{0}_{1}"}
 
 
 def rows(inc: pathlib.Path, macro: str) -> list[list[str]]:
-    text = subprocess.run(["cpp", "-P", "-undef", f"-D{macro}", str(inc)], check=True, capture_output=True, text=True).stdout
+    text = subprocess.run(["cpp", "-P", "-undef", f"-D{macro}", f"-I{SOURCE / 'src'}", str(inc)], check=True, capture_output=True, text=True).stdout
     return [[a.strip() for a in found.split(",")] for found in re.findall(r"ALLOY_KERNEL\(([^)]*)\)", text)]
 
 
