@@ -107,14 +107,15 @@ template <weight_type type, int n> void add_minima(const panel & p, const column
     for (int c = 0; c < n; c++)
         for (int r = 0; r < parts; r++) acc[c][r] = t::k_quant ? vec::zero() : vec::load_floats(sums + 16 * c + 4 * r);
     const int subs = t::k_quant ? t::subs : p.blocks;
-    for (int j = 0; j < subs; j++) {
+    int j = 0;
+    do { // there is one: gcc stores the sums in each turn of a loop that may not run
         float32x4_t minimum[parts];
         for (int r = 0; r < parts; r++) minimum[r] = vec::load_floats(p.scales[0].minimum[j] + 4 * r);
         for (int c = 0; c < n; c++) {
             const float32x4_t sum = vec::broadcast(&starts[c][j].times_minimum);
             for (int r = 0; r < parts; r++) acc[c][r] = vec::fma(minimum[r], sum, acc[c][r]);
         }
-    }
+    } while (++j < subs);
     for (int c = 0; c < n; c++) {
         for (int r = 0; r < parts; r++) {
             float * out = sums + 16 * c + 4 * r;
@@ -159,6 +160,7 @@ template <int lane, int n> void multiply_lane(const float * w, const float32x4_t
 
 template <int n> void multiply_floats_n(const float * w, int64_t k, const float * const * x, float * sums) {
     float32x4_t acc[n][parts], a[n];
+#pragma GCC unroll 4 // here and below: else gcc stores the sums in each turn
     for (int c = 0; c < n; c++)
         for (int r = 0; r < parts; r++) acc[c][r] = vec::load_floats(sums + 16 * c + 4 * r);
     int64_t i = 0;
@@ -173,6 +175,7 @@ template <int n> void multiply_floats_n(const float * w, int64_t k, const float 
         for (int c = 0; c < n; c++) a[c] = vec::broadcast(x[c] + i);
         multiply_lane<0, n>(w + 16 * i, a, acc);
     }
+#pragma GCC unroll 4
     for (int c = 0; c < n; c++)
         for (int r = 0; r < parts; r++) vec::store_floats(sums + 16 * c + 4 * r, acc[c][r]);
 }

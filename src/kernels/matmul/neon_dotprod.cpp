@@ -42,16 +42,17 @@ template <weight_type type, int n>
     for (int c = 0; c < n; c++) {
         a[c] = cols[c].codes + p.chunk * packed_columns;
         scales[c] = cols[c].scales + (t::k_quant ? p.chunk : p.chunk * 8);
-        acc0[c] = t::k_quant ? vec::zero() : vec::load_floats(sums + 16 * c + first);
-        acc1[c] = t::k_quant ? vec::zero() : vec::load_floats(sums + 16 * c + first + 4);
+        acc0[c] = acc1[c] = vec::zero();
     }
     const uint8_t * w = p.codes[0][0] + 4 * first;
     const int subs = t::k_quant ? t::subs : p.blocks;
-    for (int j = 0; j < subs; j++) {
+    int j = 0;
+    do { // there is one: gcc stores the sums in each turn of a loop that may not run
         int32x4_t dot0[n], dot1[n];
         for (int c = 0; c < n; c++) {
             dot0[c] = dot1[c] = t::minima || t::zero == 0 ? vec::zero_ints() : vec::broadcast(&starts[c][j].from);
         }
+#pragma GCC unroll 1 // else gcc loads the codes of both steps first and has no room for sums
         for (int i = 0; i < t::sub; i += 16) {
             int8x16_t x[n];
             for (int c = 0; c < n; c++) x[c] = vld1q_s8(a[c] + t::sub * j + i);
@@ -71,16 +72,12 @@ template <weight_type type, int n>
                 acc1[c] = vec::fma(vec::to_floats(dot1[c]), vmulq_n_f32(scale1, scales[c][j]), acc1[c]);
             }
         }
-    }
+    } while (++j < subs);
     for (int c = 0; c < n; c++) {
         float * out = sums + 16 * c + first;
-        if constexpr (t::k_quant) {
-            const float32x4_t s = vec::broadcast(scales[c]);
-            acc0[c] = vec::fma(acc0[c], s, vec::load_floats(out));
-            acc1[c] = vec::fma(acc1[c], s, vec::load_floats(out + 4));
-        }
-        vec::store_floats(out, acc0[c]);
-        vec::store_floats(out + 4, acc1[c]);
+        const float32x4_t s = t::k_quant ? vec::broadcast(scales[c]) : vdupq_n_f32(1);
+        vec::store_floats(out, vec::fma(acc0[c], s, vec::load_floats(out)));
+        vec::store_floats(out + 4, vec::fma(acc1[c], s, vec::load_floats(out + 4)));
     }
 }
 

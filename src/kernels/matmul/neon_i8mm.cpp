@@ -76,7 +76,8 @@ template <weight_type type, int n>
         for (int r = 0; r < 4; r++) acc[c][r] = vec::zero();
     const uint8_t * w = p.codes[0][0] + 4 * first;
     const int subs = t::k_quant ? t::subs : p.blocks;
-    for (int j = 0; j < subs; j++) {
+    int j = 0;
+    do { // there is one: gcc stores the sums in each turn of a loop that may not run
         int32x4_t dot[num_pairs][4];
         for (int c = 0; c < num_pairs; c++)
             for (int r = 0; r < 4; r++) dot[c][r] = t::minima || t::zero == 0 ? vec::zero_ints() : twice(pairs[c].from[j]);
@@ -104,14 +105,14 @@ template <weight_type type, int n>
                 }
             }
         }
-    }
-    for (int c = 0; c < n; c++) {
+    } while (++j < subs);
+    for (int c = 0; c < num_pairs; c++) {
         for (int r = 0; r < 4; r += 2) {
-            float * out = sums + 16 * c + first + 2 * r;
-            const float32x4_t *pair = &acc[c / 2][r];
-            const float32x4_t x = c % 2 == 0 ? vuzp1q_f32(pair[0], pair[1]) : vuzp2q_f32(pair[0], pair[1]);
-            if constexpr (t::k_quant) vec::store_floats(out, vec::fma(x, vec::broadcast(&pairs[c / 2].scales[0][c % 2]), vec::load_floats(out)));
-            else vec::store_floats(out, vec::add(x, vec::load_floats(out)));
+            float * out = sums + 32 * c + first + 2 * r;
+            const float32x4_t even = vuzp1q_f32(acc[c][r], acc[c][r + 1]), odd = vuzp2q_f32(acc[c][r], acc[c][r + 1]);
+            const float32x2_t s = t::k_quant ? vld1_f32(pairs[c].scales[0]) : vdup_n_f32(1);
+            vec::store_floats(out, vfmaq_lane_f32(vec::load_floats(out), even, s, 0));
+            if (2 * c + 1 < n) vec::store_floats(out + 16, vfmaq_lane_f32(vec::load_floats(out + 16), odd, s, 1));
         }
     }
 }
