@@ -98,7 +98,8 @@ namespace {
 template <weight_type type, int n> using sub_starts = sub_start[n][traits<type>::subs];
 
 // Defined by the ISA file. What multiply_panel() does, for n <= tile::columns columns and without the minima:
-template <weight_type type, int n> void multiply_tile(const panel & p, const column * cols, const sub_starts<type, n> & starts, float * sums);
+template <weight_type type, int n>
+void multiply_tile(const panel & p, const column * cols, const sub_starts<type, n> & starts, float * sums);
 
 // The minima's part. Apart from the codes, because there its 16 sums would not fit beside those of the tile.
 template <weight_type type, int n> void add_minima(const panel & p, const column * cols, const sub_starts<type, n> & starts, float * sums) {

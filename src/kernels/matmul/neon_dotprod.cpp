@@ -62,7 +62,8 @@ template <weight_type type, int n>
             dot_columns<3, n>(w + 192, x, dot0, dot1);
             w += 256;
         }
-        const float32x4_t scale0 = vec::load_floats(p.scales[0].scale[j] + first), scale1 = vec::load_floats(p.scales[0].scale[j] + first + 4);
+        const float * scale = p.scales[0].scale[j] + first;
+        const float32x4_t scale0 = vec::load_floats(scale), scale1 = vec::load_floats(scale + 4);
         for (int c = 0; c < n; c++) {
             if constexpr (t::k_quant) {
                 acc0[c] = vec::fma(vec::to_floats(dot0[c]), scale0, acc0[c]);
@@ -81,7 +82,8 @@ template <weight_type type, int n>
     }
 }
 
-template <weight_type type, int n> void multiply_tile(const panel & p, const column * cols, const sub_starts<type, n> & starts, float * sums) {
+template <weight_type type, int n>
+void multiply_tile(const panel & p, const column * cols, const sub_starts<type, n> & starts, float * sums) {
     multiply_8_rows<type, n>(p, cols, starts, 0, sums);
     multiply_8_rows<type, n>(p, cols, starts, 8, sums);
 }

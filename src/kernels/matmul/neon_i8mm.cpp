@@ -1,7 +1,7 @@
 // Family matmul, Advanced SIMD with SMMLA: 2 rows x 8 columns of k times 2 columns, a sum holds [2 rows][2 columns].
 // Registers: a tile of 4 pairs of rows x 2 pairs of columns has 8 sums in int32 and 8 in f32 of the same order, 2 pairs of rows and
 // 2 of columns, 4 vectors of scales; it goes over the 16 rows of a panel in two passes. Up to 8 columns: the code of neon_dotprod.
-// Limit, by counting: of 15 vector operations 8 are SMMLA (blocks of 32), 6 scale, 1 pairs columns.
+// Limit, by counting: of 16 vector operations 8 are SMMLA (blocks of 32), 7 scale, 1 pairs columns.
 // Lost, by counting: f32 sums in the order of rows (sums unzipped for each sub-block instead of scales zipped: twice the
 // permutations); pairing columns while multiplying (twice as often). Rows are paired once, when a panel is expanded.
 // Not measured yet on any CPU: so far these kernels ran under qemu only.
@@ -117,7 +117,8 @@ template <weight_type type, int n>
     }
 }
 
-template <weight_type type, int n> void multiply_tile(const panel & p, const column * cols, const sub_starts<type, n> & starts, float * sums) {
+template <weight_type type, int n>
+void multiply_tile(const panel & p, const column * cols, const sub_starts<type, n> & starts, float * sums) {
     column_pair pairs[(n + 1) / 2];
     for (int c = 0; c < n; c += 2) { // the column that an odd n lacks is computed as a copy of the last and not written
         const int odd = c + 1 < n ? c + 1 : c;
