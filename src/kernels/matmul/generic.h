@@ -324,6 +324,11 @@ inline void write_all_out(const matmul_args & args, int64_t c0, int64_t n, int64
     }
 }
 
+// A tile may want the vectors of a block, rows of one part, in an order of its own.
+template <class Tile> inline void arrange(vec::bytes (&w)[8]) {
+    if constexpr (requires { Tile::arrange(w); }) Tile::arrange(w);
+}
+
 // Defined by the ISA file. Adds a panel's part to sums[c][tile::groups * 16] of n columns:
 template <weight_type type> void multiply_panel(const panel & p, const column * cols, int64_t n, float * sums);
 // The same for w[k][tile::groups * 16] in f32 and n <= tile::columns columns.
@@ -347,6 +352,7 @@ template <weight_type type> [[gnu::noinline]] void expand_panel(const matmul_arg
             for (int part = 0; part < parts; part++) {
                 vec::bytes w[8];
                 expand_codes<type>(codes + b * t::f.code_bits * 64 + part * part_bytes, w);
+                arrange<tile>(w);
                 for (int v = 0; v < 8; v++) vec::store(p.codes[g][8 * b + v] + part * part_bytes, w[v]);
             }
             const uint8_t * next = codes + packed_chunk_bytes(t::f) + b * t::f.code_bits * 64;
