@@ -83,6 +83,8 @@ std::string report_text(const diagnosis & found) {
     std::string text = plugin_text(found);
     const machine & here = found.here;
     text += fmt::format("CPU        has {}; allowed {}\n", here.isa_found, here.isa_allowed);
+    text += fmt::format("weights    kernels for {}; other types stay in the host's layout (`alloy status` counts both)\n",
+                        here.packed_weights.empty() ? "none" : here.packed_weights);
     text += fmt::format("cores      {} usable of {} hardware threads\n", here.cores, here.cpus);
     text += fmt::format("memory     {:.0f} MiB, {:.0f} MiB available; transparent huge pages: {}\n\n",
                         static_cast<double>(here.total_memory) / mebibyte, static_cast<double>(here.available_memory) / mebibyte,
@@ -115,6 +117,7 @@ std::string report_json(const diagnosis & found) {
         {"machine",
          {{"isa_found", here.isa_found},
           {"isa_allowed", here.isa_allowed},
+          {"packed_weights", here.packed_weights},
           {"cores", here.cores},
           {"hardware_threads", here.cpus},
           {"total_memory", here.total_memory},

@@ -1,6 +1,7 @@
 #include "machine.h"
 
 #include "base/isa.h"
+#include "kernels/matmul/matmul.h"
 #include "base/options.h"
 #include "base/os.h"
 
@@ -28,6 +29,10 @@ machine look_at_machine() {
     if (text_of(option::isa) != "best") isa_limited_to(text_of(option::isa), cpu, allowed);
     found.isa_found = isa_list(cpu);
     found.isa_allowed = isa_list(allowed);
+    for (int i = 0; i < static_cast<int>(weight_type::count); i++) {
+        if (find_matmul(static_cast<weight_type>(i), allowed) == nullptr) continue;
+        found.packed_weights += (found.packed_weights.empty() ? "" : " ") + std::string(weight_formats[i].name);
+    }
     found.cores = os::usable_cpus();
     found.cpus = static_cast<int>(std::thread::hardware_concurrency());
     found.total_memory = os::total_memory();

@@ -8,6 +8,7 @@ namespace alloy::tool {
 struct machine {
     std::string isa_found;
     std::string isa_allowed; // GGML_ALLOY_ISA applied; "none" when nothing is left
+    std::string packed_weights; // types that a matmul kernel within isa_allowed reads; others stay in the host's own layout
     int cores = 0;           // usable: affinity and cgroup quota
     int cpus = 0;            // online, hyper-threads counted
     size_t total_memory = 0; // bytes
