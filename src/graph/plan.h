@@ -25,6 +25,7 @@ struct row_chain {
     ops::row_call calls[max_calls];
     int num_calls;
     int64_t rows_per_task;
+    const ops::quantize_call * quantize = nullptr; // of the last call's rows, for the products that read them
 };
 
 // Memory for quantised activations of one plan; null when there was none.

@@ -45,6 +45,7 @@ void run_chain(const void * arguments, int task, int) {
     const int64_t rows = chain.calls[0].num_rows(), begin = task * chain.rows_per_task;
     const int64_t end = std::min(rows, begin + chain.rows_per_task);
     for (int i = 0; i < chain.num_calls; i++) chain.calls[i].run(begin, end);
+    if (chain.quantize != nullptr) chain.quantize->run(begin, end);
 }
 
 constexpr int64_t tokens_per_rope_task = 32;
@@ -289,7 +290,7 @@ class planner {
         const uint8_t * data;
         const tensor * columns;
         activation acts;
-        size_t step; // that made it
+        size_t next_step; // after the one that made it
     };
 
     // Sets `quantized` to the quantised columns of a product (null for f32), with a step that makes them where none has yet. False:
@@ -310,18 +311,39 @@ class planner {
         std::erase_if(quantized_, [&](const quantized_source & q) { return q.data == slot; });
         plan_.quantize_calls.push_back(std::make_unique<ops::quantize_call>(ops::make_quantize_call(columns, acts, slot)));
         const ops::quantize_call * call = plan_.quantize_calls.back().get();
+        const byte_range written = range_at(slot, quantized_bytes(product, w));
+        quantized = slot;
+        const char * label = acts == activation::q8_32 ? "quantize q8_32" : "quantize q8_256";
+        if (row_chain * chain = chain_that_ends_with(columns)) {
+            chain->quantize = call;
+            step & s = plan_.steps.back();
+            s.writes.push_back(written);
+            s.label += std::string(" + ") + label;
+            quantized_.push_back({slot, columns, acts, plan_.steps.size()});
+            return true;
+        }
         step s;
         s.run = run_quantize;
         s.arguments = call;
         const int64_t rows_per_task = std::max<int64_t>(1, elements_per_task / columns->ne[0]);
         s.num_tasks = static_cast<int>((call->num_rows() + rows_per_task - 1) / rows_per_task);
         s.reads = {range_of(columns)};
-        s.writes = {range_at(slot, quantized_bytes(product, w))};
-        s.label = acts == activation::q8_32 ? "quantize q8_32" : "quantize q8_256";
+        s.writes = {written};
+        s.label = label;
         plan_.steps.push_back(std::move(s));
-        quantized_.push_back({slot, columns, acts, plan_.steps.size() - 1});
-        quantized = slot;
+        quantized_.push_back({slot, columns, acts, plan_.steps.size()});
         return true;
+    }
+
+    // The last step, if it is a chain whose last call writes exactly these rows: its threads quantise what they
+    // have just written.
+    row_chain * chain_that_ends_with(const tensor * columns) {
+        if (plan_.steps.empty() || plan_.steps.back().run != run_chain) return nullptr;
+        row_chain & chain = *plan_.chains.back();
+        const ops::row_call & last = chain.calls[chain.num_calls - 1];
+        const bool same_rows = last.out == ops::rows_of(columns) && last.k == columns->ne[0] && last.ne1 == columns->ne[1] &&
+                               last.ne2 == columns->ne[2] && last.ne3 == columns->ne[3];
+        return same_rows && chain.quantize == nullptr ? &chain : nullptr;
     }
 
     bool holds_same(const quantized_source & q, const tensor * columns) const {
@@ -331,7 +353,7 @@ class planner {
             return false;
         }
         const byte_range range = range_of(columns);
-        return std::none_of(plan_.steps.begin() + static_cast<ptrdiff_t>(q.step), plan_.steps.end(), [&](const step & s) {
+        return std::none_of(plan_.steps.begin() + static_cast<ptrdiff_t>(q.next_step), plan_.steps.end(), [&](const step & s) {
             return std::any_of(s.writes.begin(), s.writes.end(), [&](const byte_range & written) { return written.meets(range); });
         });
     }
@@ -450,7 +472,7 @@ class planner {
         if (plan_.steps.empty() || plan_.steps.back().run != run_chain) return false;
         const row_chain & chain = *plan_.chains.back();
         const ops::row_call & first = chain.calls[0];
-        if (chain.num_calls == row_chain::max_calls || call.ne1 != first.ne1 || call.ne2 != first.ne2 || call.ne3 != first.ne3) return false;
+        if (chain.quantize != nullptr || chain.num_calls == row_chain::max_calls || call.ne1 != first.ne1 || call.ne2 != first.ne2 || call.ne3 != first.ne3) return false;
         if (nodes.size() == 1) return joins(plan_.steps.back(), chain, call, node);
         tensor pair = *node; // the pair as one node
         pair.src[0] = nodes.front()->src[0];
