@@ -33,6 +33,7 @@ class Memory : public ::testing::Test {
     }
     void TearDown() override { unsetenv("GGML_ALLOY_MEMORY"); }
 
+    // A tensor whose op the fake host does not call NONE: weights of such tensors are never packed and go to shadows.
     tensor * make(const char * name, int type, std::vector<int64_t> ne) {
         tensor & t = tensors_.emplace_back();
         t = {};
@@ -44,6 +45,12 @@ class Memory : public ::testing::Test {
         t.nb[3] = t.nb[2] * static_cast<size_t>(t.ne[2]);
         std::snprintf(t.name, sizeof(t.name), "%s", name);
         return &t;
+    }
+
+    tensor * packable(const char * name, int type, std::vector<int64_t> ne) {
+        tensor * t = make(name, type, ne);
+        t->op = host::op_number(host::op::none);
+        return t;
     }
 
     // A view of all of `of`, as the host makes them.
@@ -196,6 +203,43 @@ TEST_F(Memory, OfferedWeightLivesInTheHostsLayoutAndComesBack) {
     host::api().ggml_backend_buffer_free(b);
     EXPECT_FALSE(weights::owns_layer(0));
     EXPECT_EQ(value_of(counter::weight_bytes), 0u);
+}
+
+TEST_F(Memory, OfferedWeightIsPackedAndAnyBytesOfItComeBack) {
+    fake::state().repacks = true; // a kernel of ours goes before the host's layout
+    tensor * w = packable("blk.4.ffn_up.weight", 2, {288, 37});
+    offer(w);
+    host::buffer * b = alloc({w});
+    ASSERT_NE(b, nullptr);
+    auto bytes = pattern(host::api().ggml_nbytes(w));
+    set(b, w, bytes);
+    weights::weight * stored = contents(b).find_weight(w);
+    ASSERT_NE(stored, nullptr);
+    ASSERT_EQ(stored->where, weights::layout::packed);
+    EXPECT_EQ(value_of(counter::packed_bytes), bytes.size());
+    EXPECT_NE(std::memcmp(w->data, bytes.data(), bytes.size()), 0);
+    const size_t row = w->nb[1];
+    for (const auto & [offset, n] : {std::pair<size_t, size_t>{0, bytes.size()}, {row, 3 * row}, {5, 1}, {row - 3, 7}, {16 * row - 1, row + 2}, {36 * row, row}}) {
+        EXPECT_EQ(get(b, w, offset, n), std::vector<uint8_t>(bytes.begin() + offset, bytes.begin() + offset + n)) << offset << " +" << n;
+        const auto other = pattern(n, static_cast<uint32_t>(offset + 7));
+        set(b, w, other, offset);
+        std::copy(other.begin(), other.end(), bytes.begin() + offset);
+        EXPECT_EQ(get(b, w, 0, bytes.size()), bytes) << "after a write of " << offset << " +" << n;
+    }
+    b->iface.memset_tensor(b, w, 0x5a, 3, row);
+    std::fill_n(bytes.begin() + 3, row, 0x5a);
+    EXPECT_EQ(get(b, w, 0, bytes.size()), bytes);
+    const uint64_t unpacked_before = value_of(counter::unpacked_weights);
+    // A copy as rows follows later writes, and the packed weight stays.
+    const void * rows = contents(b).weights().plain_rows(*stored);
+    ASSERT_NE(rows, nullptr);
+    EXPECT_EQ(std::memcmp(rows, bytes.data(), bytes.size()), 0);
+    set(b, w, pattern(row, 99), 2 * row);
+    EXPECT_EQ(std::memcmp(static_cast<const uint8_t *>(rows) + 2 * row, pattern(row, 99).data(), row), 0);
+    EXPECT_EQ(stored->where, weights::layout::packed);
+    EXPECT_EQ(value_of(counter::unpacked_weights), unpacked_before + 1);
+    host::api().ggml_backend_buffer_free(b);
+    EXPECT_EQ(value_of(counter::packed_bytes), 0u);
 }
 
 TEST_F(Memory, WeightsNeverOfferedStayPlain) {

@@ -3,6 +3,7 @@
 
 #include "base/counters.h"
 #include "base/options.h"
+#include "graph/claims.h"
 #include "graph/session.h"
 #include "host/symbols.h"
 #include "plugin/plugin.h"
@@ -76,6 +77,32 @@ class Plan : public ::testing::Test {
         for (int i = 0; i < n; i++) static_cast<int32_t *>(p->data)[i] = 3 * i + 1;
         return p;
     }
+    // A weight [m][k] in a buffer of ours, offered and packed as q4_0.
+    tensor * packed(const char * name, int64_t k, int64_t m) {
+        tensor * w = g.leaf(name, type_q4_0, {k, m});
+        w->op = host::op_number(op::none);
+        w->data = nullptr;
+        host::buffer * candidate = host::api().ggml_backend_buft_alloc_buffer(plugin::the_buffer_type(), 0);
+        w->buffer = candidate;
+        tensor acts{}, probe{};
+        probe.op = host::op_number(op::mul_mat);
+        probe.src[0] = w;
+        probe.src[1] = &acts;
+        EXPECT_TRUE(graph::claims(&probe));
+        host::api().ggml_backend_buffer_free(candidate);
+        w->buffer = nullptr;
+        tensor * list[] = {w};
+        host::buffer * b = plugin::the_buffer_type()->iface.alloc_buffer_n(plugin::the_buffer_type(), list, 1);
+        std::vector<uint8_t> bytes(host::api().ggml_nbytes(w));
+        for (size_t i = 0; i < bytes.size(); i++) bytes[i] = i % 18 == 0 ? 0 : i % 18 == 1 ? 0x20 : static_cast<uint8_t>(31 * i); // d = 2^-7
+        b->iface.set_tensor(b, w, bytes.data(), 0, bytes.size());
+        return w;
+    }
+    tensor * product(tensor * w, tensor * x, const char * name) {
+        return g.node(op::mul_mat, name, {w->ne[1], x->ne[1], x->ne[2]}, {w, x});
+    }
+    static constexpr int type_q4_0 = 2;
+
     float at(const tensor * t, int64_t i) { return static_cast<const float *>(t->data)[i]; }
 
     graph_builder g;
@@ -175,6 +202,66 @@ TEST_F(Plan, NodesWithoutComputeFlagViewsAndEmptyOnesAreLeftOut) {
     (void) empty;
     norm(x, "kept");
     EXPECT_EQ(steps(), "|rms_norm");
+}
+
+TEST_F(Plan, ProductsOfOneInputShareItsQuantisation) {
+    tensor * x = floats("x", {k, tokens});
+    product(packed("share.q.weight", k, 32), x, "q");
+    product(packed("share.k.weight", k, 16), x, "k");
+    EXPECT_EQ(steps(), "|quantize q8_32|matmul q4_0 matmul q4_0");
+}
+
+TEST_F(Plan, InputWrittenBetweenIsQuantisedAgain) {
+    tensor * x = floats("x", {k, tokens});
+    product(packed("again.q.weight", k, 32), x, "q");
+    tensor * sum = g.node(op::add, "sum", {k, tokens}, {x, x});
+    sum->data = x->data;
+    tensor * same = g.view(sum, "same", {k, tokens});
+    product(packed("again.k.weight", k, 16), same, "k");
+    EXPECT_EQ(steps(), "|quantize q8_32|matmul q4_0 add + quantize q8_32|matmul q4_0");
+}
+
+TEST_F(Plan, ResidualAndBiasAreAddedByTheProduct) {
+    tensor *x = floats("x", {k, tokens}), *residual = floats("residual", {32, tokens}), *bias = floats("bias", {48});
+    tensor * p = product(packed("add.o.weight", k, 32), x, "o");
+    g.node(op::add, "sum", {32, tokens}, {p, residual});
+    tensor * q = product(packed("add.q.weight", k, 48), x, "q");
+    g.node(op::add, "biased", {48, tokens}, {q, bias});
+    EXPECT_EQ(steps(), "|quantize q8_32|matmul q4_0 + add matmul q4_0 + add");
+    EXPECT_EQ(misses, 0);
+}
+
+TEST_F(Plan, ProductWithASecondReaderIsWritten) {
+    tensor *x = floats("x", {k, tokens}), *residual = floats("residual", {32, tokens});
+    tensor * p = product(packed("second.o.weight", k, 32), x, "o");
+    g.node(op::add, "sum", {32, tokens}, {p, residual});
+    g.node(op::add, "other", {32, tokens}, {p, p});
+    EXPECT_EQ(steps(), "|quantize q8_32|matmul q4_0|add add");
+}
+
+TEST_F(Plan, SumOverAShiftedPieceOfTheResidualIsAMiss) {
+    tensor *x = floats("x", {k, tokens}), *residual = floats("residual", {32, tokens});
+    tensor * p = product(packed("shift.o.weight", k, 32), x, "o");
+    tensor * sum = g.node(op::add, "sum", {32, tokens}, {p, residual});
+    sum->data = static_cast<float *>(residual->data) + 32; // one row on
+    steps();
+    EXPECT_EQ(misses, 1);
+}
+
+TEST_F(Plan, PackedWeightReadAsRowsIsDelegatedWithACopy) {
+    tensor *x = floats("x", {k, tokens}), *w = packed("rows.o.weight", k, 32);
+    tensor * ids = positions(2);
+    product(w, x, "o");
+    g.node(op::get_rows, "rows", {k, 2}, {w, ids});
+    const host::graph & graph = g.graph();
+    const graph::plan p = graph::make_plan(graph);
+    ASSERT_EQ(p.delegated_nodes, 1);
+    const tensor * read = nullptr;
+    for (const graph::step & s : p.steps)
+        if (s.run == nullptr) read = s.nodes[0]->src[0];
+    ASSERT_NE(read, nullptr);
+    EXPECT_NE(read->data, w->data);
+    EXPECT_EQ(static_cast<const uint8_t *>(read->data)[1], 0x20); // the first scale of a GGUF row
 }
 
 TEST_F(Plan, HalfPrecisionRopeAndOddShapesAreDelegated) {
