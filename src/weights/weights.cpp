@@ -299,6 +299,15 @@ bool weight_set::read(weight & w, void * data, size_t offset, size_t bytes) {
     return true;
 }
 
+bool weight_set::fill(uint8_t value) {
+    bool good = true;
+    for (const auto & w : weights_) {
+        const std::vector<uint8_t> same(w->bytes, value);
+        good = write(*w, same.data(), 0, w->bytes) && good;
+    }
+    return good;
+}
+
 // Whole rows are packed as they come; of a row that is touched in part, the rest is read back first.
 void weight_set::write_packed(weight & w, const uint8_t * data, size_t offset, size_t bytes) {
     if (w.plain_rows != nullptr) std::memcpy(static_cast<char *>(w.plain_rows) + offset, data, bytes);
