@@ -2,18 +2,23 @@
 // with double precision. Deterministic from ALLOY_TEST_SEED; case N is the same graph whether it runs alone or among the others.
 #include <cstdio>
 #include <cstdlib>
-#ifndef ALLOY_HOST_HEADERS
-int main() {
-    std::puts("built without ALLOY_HOST_SOURCE and ALLOY_HOST_BIN (tools/setup/host.sh makes both)");
+
+// Skipped, or failed where the host is required.
+static int without_host(const char * why) {
+    std::puts(why);
     const char * required = std::getenv("ALLOY_E2E_REQUIRED");
     return required != nullptr && *required == '1' ? 1 : 77;
 }
+
+#ifndef ALLOY_HOST_HEADERS
+int main() { return without_host("built without ALLOY_HOST_SOURCE and ALLOY_HOST_BIN (tools/setup/host.sh makes both)"); }
 #else
 #include "kernels/matmul/matmul.h"
 #include "support/host_scene.h"
 #include "support/values.h"
 
 #include <fcntl.h>
+#include <filesystem>
 #include <mutex>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -405,10 +410,7 @@ const counter_block * open_counters(const std::string & folder) {
 }
 
 // "" or what is missing.
-std::string open_device(device & d, const std::string & runtime_folder) {
-    const char *folder = std::getenv("ALLOY_HOST_BIN"), *plugin = std::getenv("ALLOY_PLUGIN");
-    if (folder == nullptr || *folder == 0 || plugin == nullptr) return "ALLOY_HOST_BIN and ALLOY_PLUGIN name the host's programs and the plugin";
-    setenv("GGML_BACKEND_PATH", plugin, 1);
+std::string open_device(device & d, const char * folder, const std::string & runtime_folder) {
     setenv("XDG_RUNTIME_DIR", runtime_folder.c_str(), 1);
     setenv("OMP_WAIT_POLICY", "passive", 0); // threads of the host and of ours share few cores
     ggml_log_set(keep_log, nullptr);
@@ -504,14 +506,20 @@ bool run_cases(device & d, int64_t only) {
 }
 
 int run(int64_t only) {
+    const char *host = std::getenv("ALLOY_HOST_BIN"), *plugin = std::getenv("ALLOY_PLUGIN");
+    if (host == nullptr || *host == 0 || plugin == nullptr) {
+        return without_host("ALLOY_HOST_BIN and ALLOY_PLUGIN must name the folder of the host's programs and the plugin");
+    }
+    setenv("GGML_BACKEND_PATH", plugin, 1);
     char folder[] = "/tmp/alloy-cases-XXXXXX";
     if (mkdtemp(folder) == nullptr) return 1;
     device d;
-    const std::string missing = open_device(d, folder);
+    const std::string missing = open_device(d, host, folder);
     bool good = false;
     if (missing.empty()) good = run_cases(d, only);
     else std::printf("%s\n", missing.c_str());
     close_device(d);
+    std::filesystem::remove_all(folder);
     return good ? 0 : 1;
 }
 
