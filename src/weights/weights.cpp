@@ -270,6 +270,10 @@ bool weight_set::write(weight & w, const void * data, size_t offset, size_t byte
         case layout::plain: break;
     }
     std::memcpy(reinterpret_cast<void *>(w.address + offset), data, bytes);
+    // Plans made before the weight became plain go on reading its shadow.
+    if (w.shadow.buffer != nullptr && w.written) {
+        host::api().ggml_backend_tensor_set(&w.shadow, reinterpret_cast<const void *>(w.address), 0, w.bytes);
+    }
     return true;
 }
 
