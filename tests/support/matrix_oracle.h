@@ -184,22 +184,31 @@ inline column column_of(const matrix_type & type, const number * x, int64_t k, c
     return c;
 }
 
+// In eight sums, which a compiler may keep in vectors.
+inline double dot(const double * a, const double * b, int64_t k) {
+    double sums[8] = {};
+    int64_t i = 0;
+    for (; i + 8 <= k; i += 8)
+        for (int64_t j = 0; j < 8; j++) sums[j] += a[i + j] * b[i + j];
+    double sum = 0;
+    for (; i < k; i++) sum += a[i] * b[i];
+    for (const double s : sums) sum += s;
+    return sum;
+}
+
 // Rows [first, first + rows) of `m` times a column.
 inline void multiply(const matrix_type & type, const matrix & m, int64_t k, int64_t first, int64_t rows, const number * x, computed_by who,
                      number * out) {
     const column c = column_of(type, x, k, who);
+    std::vector<double> magnitude;
+    for (const double a : c.value) magnitude.push_back(std::fabs(a));
     const double depth = who == computed_by::host ? static_cast<double>(k) + 64
                          : type.floating()        ? static_cast<double>(k) / 4 + 8
                                                   : static_cast<double>(k) / static_cast<double>(type.block) + 24;
     for (int64_t r = 0; r < rows; r++) {
         const double *w = m.value.data() + (first + r) * k, *size = m.size.data() + (first + r) * k;
-        double sum = 0, terms = 0, slack = 0;
-        for (int64_t i = 0; i < k; i++) {
-            sum += w[i] * c.value[static_cast<size_t>(i)];
-            terms += size[i] * std::fabs(c.value[static_cast<size_t>(i)]);
-            slack += size[i] * c.slack[static_cast<size_t>(i)];
-        }
-        out[r] = {sum, slack + depth * half_ulp * terms + 1e-37, c.kind};
+        const double slack = who == computed_by::host ? dot(size, c.slack.data(), k) : 0;
+        out[r] = {dot(w, c.value.data(), k), slack + depth * half_ulp * dot(size, magnitude.data(), k) + 1e-37, c.kind};
     }
 }
 
