@@ -17,11 +17,9 @@ int main() { return without_host("built without ALLOY_HOST_SOURCE and ALLOY_HOST
 #include "support/host_scene.h"
 #include "support/values.h"
 
-#include <fcntl.h>
 #include <filesystem>
-#include <mutex>
-#include <sys/mman.h>
-#include <unistd.h>
+#include <string>
+#include <vector>
 
 namespace alloy::test {
 namespace {
@@ -393,50 +391,6 @@ const struct kind_of_case {
 };
 
 // --- the run ------------------------------------------------------------------------------------------------------------------------
-std::mutex log_mutex;
-std::string log_text; // of the case that runs now
-bool log_has_errors;
-
-void keep_log(ggml_log_level level, const char * text, void *) {
-    std::lock_guard lock(log_mutex);
-    log_text += text;
-    log_has_errors = log_has_errors || level == GGML_LOG_LEVEL_ERROR;
-}
-
-const counter_block * open_counters(const std::string & folder) {
-    const std::string path = folder + "/ggml-alloy-" + std::to_string(getuid()) + "/" + std::to_string(getpid()) + ".counters";
-    const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    if (file < 0) return nullptr;
-    void * block = mmap(nullptr, sizeof(counter_block), PROT_READ, MAP_SHARED, file, 0);
-    close(file);
-    return block == MAP_FAILED ? nullptr : static_cast<const counter_block *>(block);
-}
-
-// "" or what is missing.
-std::string open_device(device & d, const char * folder, const std::string & runtime_folder) {
-    setenv("XDG_RUNTIME_DIR", runtime_folder.c_str(), 1);
-    setenv("OMP_WAIT_POLICY", "passive", 0); // threads of the host and of ours share few cores
-    ggml_log_set(keep_log, nullptr);
-    ggml_backend_load_all_from_path(folder);
-    d.handle = ggml_backend_dev_by_name("ALLOY0");
-    ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
-    if (d.handle == nullptr || cpu == nullptr) return "no ALLOY0, or no CPU device, among the host's devices:\n" + log_text;
-    d.memory = ggml_backend_dev_buffer_type(d.handle);
-    d.backend = ggml_backend_dev_init(d.handle, nullptr);
-    d.host_backend = ggml_backend_dev_init(cpu, nullptr);
-    ggml_backend_t backends[] = {d.backend, d.host_backend};
-    d.scheduler = ggml_backend_sched_new(backends, nullptr, 2, 512, false, true);
-    d.set_num_threads = reinterpret_cast<ggml_backend_set_n_threads_t>(
-        ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(d.handle), "ggml_backend_set_n_threads"));
-    d.counters = open_counters(runtime_folder);
-    return d.counters != nullptr && d.set_num_threads != nullptr ? "" : "the plugin published no counters";
-}
-
-void close_device(device & d) {
-    if (d.scheduler != nullptr) ggml_backend_sched_free(d.scheduler);
-    for (ggml_backend_t backend : {d.backend, d.host_backend}) ggml_backend_free(backend);
-}
-
 // Which types the plugin packs here; every type that has a kernel for this CPU, unless a knob of the caller's takes kernels away.
 bool find_packed_types(device & d) {
     bool good = true;
@@ -458,14 +412,13 @@ bool find_packed_types(device & d) {
 
 // True: passed.
 bool run_case(const device & d, const kind_of_case & kind, int64_t index, uint64_t number, bool talk) {
-    log_text.clear();
-    log_has_errors = false;
+    forget_log();
     scene s(d, seed(), number);
     kind.make(s, index);
-    if (log_has_errors) s.fail("the log has errors");
+    if (log_has_errors()) s.fail("the log has errors");
     if (talk || !s.problem.empty()) std::printf("case %llu, %s: %s\n", static_cast<unsigned long long>(number), kind.name, s.description.c_str());
     if (s.problem.empty()) return true;
-    std::printf("  FAILED: %s\n%s  again: ALLOY_TEST_SEED=%llu mul_mat_cases --case %llu\n", s.problem.c_str(), log_text.c_str(),
+    std::printf("  FAILED: %s\n%s  again: ALLOY_TEST_SEED=%llu mul_mat_cases --case %llu\n", s.problem.c_str(), log_text().c_str(),
                 static_cast<unsigned long long>(seed()), static_cast<unsigned long long>(number));
     return false;
 }
@@ -516,12 +469,13 @@ int run(int64_t only) {
     setenv("GGML_BACKEND_PATH", plugin, 1);
     char folder[] = "/tmp/alloy-cases-XXXXXX";
     if (mkdtemp(folder) == nullptr) return 1;
-    device d;
-    const std::string missing = open_device(d, host, folder);
     bool good = false;
-    if (missing.empty()) good = run_cases(d, only);
-    else std::printf("%s\n", missing.c_str());
-    close_device(d);
+    {
+        device d;
+        const std::string missing = d.open(host, folder);
+        if (missing.empty()) good = run_cases(d, only);
+        else std::printf("%s\n", missing.c_str());
+    }
     std::filesystem::remove_all(folder);
     return good ? 0 : 1;
 }

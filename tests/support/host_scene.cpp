@@ -1,10 +1,34 @@
 #include "support/host_scene.h"
 
 #include <cstdarg>
+#include <cstdlib>
+#include <fcntl.h>
 #include <limits>
+#include <mutex>
+#include <sys/mman.h>
+#include <unistd.h>
 
 namespace alloy::test {
 namespace {
+
+std::mutex log_mutex;
+std::string kept_log;
+bool has_errors;
+
+void keep_log(ggml_log_level level, const char * text, void *) {
+    std::lock_guard lock(log_mutex);
+    kept_log += text;
+    has_errors = has_errors || level == GGML_LOG_LEVEL_ERROR;
+}
+
+const counter_block * open_counters(const std::string & folder) {
+    const std::string path = folder + "/ggml-alloy-" + std::to_string(getuid()) + "/" + std::to_string(getpid()) + ".counters";
+    const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    if (file < 0) return nullptr;
+    void * block = mmap(nullptr, sizeof(counter_block), PROT_READ, MAP_SHARED, file, 0);
+    close(file);
+    return block == MAP_FAILED ? nullptr : static_cast<const counter_block *>(block);
+}
 
 constexpr size_t most_nodes = 256;
 
@@ -30,6 +54,40 @@ template <class Visit> void for_each_row(const ggml_tensor * t, Visit visit) {
 
 } // namespace
 
+// --- the device ---------------------------------------------------------------------------------------------------------------------
+std::string device::open(const char * host_folder, const std::string & runtime_folder) {
+    setenv("XDG_RUNTIME_DIR", runtime_folder.c_str(), 1);
+    setenv("OMP_WAIT_POLICY", "passive", 0); // threads of the host and of ours share few cores
+    ggml_log_set(keep_log, nullptr);
+    ggml_backend_load_all_from_path(host_folder);
+    handle = ggml_backend_dev_by_name("ALLOY0");
+    ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    if (handle == nullptr || cpu == nullptr) return "no ALLOY0, or no CPU device, among the host's devices:\n" + kept_log;
+    memory = ggml_backend_dev_buffer_type(handle);
+    backend = ggml_backend_dev_init(handle, nullptr);
+    host_backend = ggml_backend_dev_init(cpu, nullptr);
+    ggml_backend_t backends[] = {backend, host_backend};
+    scheduler = ggml_backend_sched_new(backends, nullptr, 2, 512, false, true);
+    set_num_threads = reinterpret_cast<ggml_backend_set_n_threads_t>(
+        ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(handle), "ggml_backend_set_n_threads"));
+    counters = open_counters(runtime_folder);
+    return counters != nullptr && set_num_threads != nullptr ? "" : "the plugin published no counters";
+}
+
+device::~device() {
+    if (scheduler != nullptr) ggml_backend_sched_free(scheduler);
+    for (ggml_backend_t b : {backend, host_backend}) ggml_backend_free(b);
+}
+
+void forget_log() {
+    std::lock_guard lock(log_mutex);
+    kept_log.clear();
+    has_errors = false;
+}
+const std::string & log_text() { return kept_log; }
+bool log_has_errors() { return has_errors; }
+
+// --- a scene ------------------------------------------------------------------------------------------------------------------------
 scene::scene(const device & d, uint64_t seed, uint64_t index)
     : dev(d), engine(seed * 0x9E3779B97F4A7C15u + index), index_(index), weights_(make_context()), leaves_(make_context()),
       nodes_(make_context(ggml_graph_overhead_custom(most_nodes, false))), graph_(ggml_new_graph_custom(nodes_, most_nodes, false)) {

@@ -18,8 +18,16 @@
 namespace alloy::test {
 
 // --- the device ---------------------------------------------------------------------------------------------------------------------
-// Opened once a process. The counters are those of the plugin, read from the file that it publishes.
+// One a process. The counters are those of the plugin, read from the file that it publishes.
 struct device {
+    device() = default;
+    ~device();
+    device(const device &) = delete;
+    device & operator=(const device &) = delete;
+    // Loads the host's backends from a folder and the plugin from GGML_BACKEND_PATH; counters go below `runtime_folder`. Returns what
+    // is missing, or "".
+    std::string open(const char * host_folder, const std::string & runtime_folder);
+
     ggml_backend_dev_t handle = nullptr;
     ggml_backend_buffer_type_t memory = nullptr;
     ggml_backend_t backend = nullptr, host_backend = nullptr;
@@ -31,6 +39,11 @@ struct device {
     uint64_t count_of(counter which) const { return counters->values[static_cast<int>(which)].load(); }
     uint64_t delegated(ggml_op op) const { return counters->delegated[op].load(); }
 };
+
+// What the host and the plugin have logged since.
+void forget_log();
+const std::string & log_text();
+bool log_has_errors();
 
 // --- what a scene holds -------------------------------------------------------------------------------------------------------------
 struct weight {
