@@ -206,6 +206,10 @@ void memory::fill(const host::tensor * t, uint8_t value, size_t offset, size_t b
 }
 
 void memory::clear(uint8_t value) {
+    if (purpose_ == purpose::weights) { // few of them lie there byte by byte
+        if (!weights_.fill(value)) refused_ = true;
+        return;
+    }
     if (value == 0) {
         for (auto & c : caches_) c->clear();
         if (purpose_ == purpose::kv) return; // pages outside the caches' views were never written

@@ -498,6 +498,15 @@ class planner {
         return 1;
     }
 
+    // Whether the host's repacked kernels are right for this node. They abort on activations in four dimensions or of another type, and
+    // take four rows for one piece of memory, whatever lies between them.
+    static bool repacked_kernel_takes(const tensor * node) {
+        const op which = host::op_of(node);
+        const tensor * columns = node->src[1];
+        if ((which != op::mul_mat && which != op::mul_mat_id) || columns->type != host::type_f32 || columns->ne[3] != 1) return false;
+        return which == op::mul_mat_id || columns->ne[1] < 4 || columns->nb[1] == static_cast<size_t>(columns->ne[0]) * sizeof(float);
+    }
+
     // The node as the host shall see it: shadows in place of weights, caches as plain rows.
     tensor * prepare(tensor * node) {
         tensor * prepared = node;
@@ -520,8 +529,7 @@ class planner {
                 continue;
             }
             if (w == nullptr || w->where != weights::layout::shadow) continue;
-            const op which = host::op_of(node);
-            const bool as_matrix = s == 0 && source->view_src == nullptr && (which == op::mul_mat || which == op::mul_mat_id);
+            const bool as_matrix = s == 0 && source->view_src == nullptr && repacked_kernel_takes(node);
             if (!as_matrix) {
                 if (!m->weights().make_plain(*w)) fail(source, "its layout cannot be read by this operation");
                 continue;

@@ -270,6 +270,10 @@ bool weight_set::write(weight & w, const void * data, size_t offset, size_t byte
         case layout::plain: break;
     }
     std::memcpy(reinterpret_cast<void *>(w.address + offset), data, bytes);
+    // Plans made before the weight became plain go on reading its shadow.
+    if (w.shadow.buffer != nullptr && w.written) {
+        host::api().ggml_backend_tensor_set(&w.shadow, reinterpret_cast<const void *>(w.address), 0, w.bytes);
+    }
     return true;
 }
 
@@ -297,6 +301,15 @@ bool weight_set::read(weight & w, void * data, size_t offset, size_t bytes) {
     if (w.where == layout::file && !w.written && !commit_plain(w)) return false;
     std::memcpy(data, reinterpret_cast<const void *>(w.address + offset), bytes);
     return true;
+}
+
+bool weight_set::fill(uint8_t value) {
+    bool good = true;
+    for (const auto & w : weights_) {
+        const std::vector<uint8_t> same(w->bytes, value);
+        good = write(*w, same.data(), 0, w->bytes) && good;
+    }
+    return good;
 }
 
 // Whole rows are packed as they come; of a row that is touched in part, the rest is read back first.

@@ -71,6 +71,8 @@ class weight_set {
     // logged reason.
     bool write(weight & w, const void * data, size_t offset, size_t bytes);
     bool read(weight & w, void * data, size_t offset, size_t bytes);
+    // Writes `value` to every byte of every weight, in GGUF layout.
+    bool fill(uint8_t value);
 
     // Turns the weight into plain rows at its own address, for good. False: the layout has no inverse or memory is short.
     bool make_plain(weight & w);

@@ -109,7 +109,8 @@ inline int64_t gguf_row_bytes(weight_type type, int64_t k) { return k / format_o
 // Any bit pattern in the codes and sub-scales; scales of size `size`, of both signs.
 inline std::vector<uint8_t> random_gguf(weight_type type, int64_t k, int64_t rows, double size, std::mt19937_64 & engine) {
     const weight_format & f = format_of(type);
-    auto uniform = [&](double low, double high) { return std::uniform_real_distribution<double>(low, high)(engine); };
+    // Not uniform_real_distribution: libstdc++ takes a logarithm for each number.
+    auto uniform = [&](double low, double high) { return low + (high - low) * 0x1p-53 * static_cast<double>(engine() >> 11); };
     std::vector<uint8_t> bytes(static_cast<size_t>(gguf_row_bytes(type, k) * rows));
     if (is_floating(f)) {
         for (int64_t i = 0; i < k * rows; i++) {
@@ -122,7 +123,7 @@ inline std::vector<uint8_t> random_gguf(weight_type type, int64_t k, int64_t row
         }
         return bytes;
     }
-    for (uint8_t & b : bytes) b = static_cast<uint8_t>(uniform(0, 256));
+    for (uint8_t & b : bytes) b = static_cast<uint8_t>(engine());
     for (size_t block = 0; block < bytes.size(); block += static_cast<size_t>(f.block_bytes)) {
         for (int at : gguf_halves(type)) {
             const uint16_t h = half_bits(size * uniform(0.5, 1) * (uniform(-1, 1) < 0 ? -1 : 1));

@@ -1,0 +1,154 @@
+// One graph on the plugin's device, handled as llama.cpp handles a model: weights are offered to the device before there is memory,
+// allocated in its buffer type, uploaded; then the graph runs, and what it wrote is compared with numbers in double precision.
+#pragma once
+#include "base/counters.h"
+#include "support/matrix_oracle.h"
+
+#include <ggml-alloc.h>
+#include <ggml-backend.h>
+#include <ggml.h>
+
+#include <array>
+#include <cstdio>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <string>
+
+namespace alloy::test {
+
+// --- the device ---------------------------------------------------------------------------------------------------------------------
+// One a process. The counters are those of the plugin, read from the file that it publishes.
+struct device {
+    device() = default;
+    ~device();
+    device(const device &) = delete;
+    device & operator=(const device &) = delete;
+    // Loads the host's backends from a folder and the plugin from GGML_BACKEND_PATH; counters go below `runtime_folder`. Returns what
+    // is missing, or "".
+    std::string open(const char * host_folder, const std::string & runtime_folder);
+
+    ggml_backend_dev_t handle = nullptr;
+    ggml_backend_buffer_type_t memory = nullptr;
+    ggml_backend_t backend = nullptr, host_backend = nullptr;
+    ggml_backend_sched_t scheduler = nullptr;
+    ggml_backend_set_n_threads_t set_num_threads = nullptr;
+    const counter_block * counters = nullptr;
+    std::array<bool, static_cast<size_t>(weight_type::count)> packs{}; // types that the plugin has kernels for, asked at the start
+
+    uint64_t count_of(counter which) const { return counters->values[static_cast<int>(which)].load(); }
+    uint64_t delegated(ggml_op op) const { return counters->delegated[op].load(); }
+};
+
+// What the host and the plugin have logged since.
+void forget_log();
+const std::string & log_text();
+bool log_has_errors();
+
+// --- what a scene holds -------------------------------------------------------------------------------------------------------------
+struct weight {
+    const matrix_type & type;
+    ggml_tensor * tensor;
+    std::vector<uint8_t> bytes; // GGUF rows
+    bool kernel;                // products with it run on a kernel of the plugin
+    matrix worth;               // of `bytes`; empty: to be decoded
+
+    int64_t k() const { return tensor->ne[0]; }
+    int64_t rows() const { return tensor->ne[1]; }
+    const matrix & decoded() {
+        if (worth.value.empty()) worth = decode(type, bytes.data(), k(), ggml_nrows(tensor));
+        return worth;
+    }
+};
+
+// A tensor of the graph and what it must be; `want` is asked after each run.
+struct node {
+    ggml_tensor * tensor;
+    std::function<numbers()> want;
+};
+
+struct input {
+    ggml_tensor *memory, *view; // the view may leave gaps in its memory, which hold NaN
+    numbers x;
+    std::vector<int32_t> ids;   // I32 instead of f32
+};
+
+enum class layout { dense, strided };
+
+class scene {
+  public:
+    scene(const device & d, uint64_t seed, uint64_t index);
+    ~scene();
+    scene(const scene &) = delete;
+    scene & operator=(const scene &) = delete;
+
+    // --- chance
+    int64_t pick(int64_t low, int64_t high) { return low + static_cast<int64_t>(engine() % static_cast<uint64_t>(high - low + 1)); }
+    bool chance(double p) { return std::uniform_real_distribution<double>(0, 1)(engine) < p; }
+
+    // --- parts; each adds itself to the description
+    weight & add_weight(const matrix_type & type, int64_t k, int64_t rows, int64_t matrices = 1, int64_t outer = 1,
+                        ggml_op offered = GGML_OP_MUL_MAT);
+    input & add_bias(int64_t rows); // a vector among the weights
+    input & add_input(int64_t n0, int64_t n1, int64_t n2 = 1, int64_t n3 = 1, layout how = layout::dense);
+    input & add_ids(int64_t n0, int64_t n1, int64_t limit, bool distinct, int64_t gap = 0);
+    static node leaf(input & in) {
+        return {in.view, [&in] { return in.x; }};
+    }
+
+    // src0 is the weight, or a view of it that starts at row `first`; a view is the host's to compute, as is whatever `who` says.
+    node mul_mat(weight & w, const node & x) { return mul_mat(w, w.tensor, 0, x, w.kernel ? computed_by::kernel : computed_by::host); }
+    node mul_mat(weight & w, ggml_tensor * rows, int64_t first, const node & x, computed_by who);
+    node mul_mat_id(weight & w, const node & x, input & ids) {
+        return mul_mat_id(w, x, ids.view, [&ids] { return ids.ids; });
+    }
+    node mul_mat_id(weight & w, const node & x, ggml_tensor * ids, std::function<std::vector<int32_t>()> chosen);
+    node get_rows(weight & w, input & ids);
+    node add(ggml_tensor * sum, const node & a, const node & b); // sum: ggml_add or ggml_add_inplace of the two
+    node as_computed(const node & n); // the same tensor, taken for what the device made of it
+
+    void expect(const node & n); // an output of the graph
+    void step(const node & n);   // computed at this point, no output
+
+    // --- life
+    ggml_context * graph_context() const { return nodes_; }
+    void place(); // memory for all weights, and their bytes
+    void write(weight & w, const std::vector<uint8_t> & other, size_t offset, size_t bytes); // bytes of `other`, at their place
+    void fill(weight & w, uint8_t value, size_t offset, size_t bytes);
+    void expect_bytes(weight & w, size_t offset, size_t bytes);
+    ggml_backend_buffer_t weight_buffer() const { return weight_buffer_; }
+    void run();
+
+    void fail(const std::string & why) {
+        if (problem.empty()) problem = why;
+    }
+    void describe(const char * format, ...) __attribute__((format(printf, 2, 3)));
+
+    const device & dev;
+    std::mt19937_64 engine;
+    std::string description, problem;
+
+  private:
+    enum class way { scheduler, reused_memory, own_memory };
+
+    bool offer(ggml_tensor * weight, ggml_op op);
+    void allocate_graph();
+    void upload();
+    void compare(const node & n);
+    std::vector<uint8_t> bytes_of(const ggml_tensor * t) const;
+    std::string name(const char * kind) { return "case" + std::to_string(index_) + "." + std::to_string(names_++) + kind; }
+
+    uint64_t index_, names_ = 0;
+    way way_;
+    bool inputs_on_host_;
+    ggml_context *weights_, *leaves_, *nodes_;
+    ggml_cgraph * graph_;
+    ggml_backend_buffer_t weight_buffer_ = nullptr, leaf_buffer_ = nullptr, node_buffer_ = nullptr;
+    ggml_gallocr_t allocator_ = nullptr;
+    std::deque<weight> weight_list_;
+    std::deque<input> inputs_;
+    std::vector<node> outputs_;
+    std::array<uint64_t, 2> on_host_{}, on_kernel_{}; // MUL_MAT, MUL_MAT_ID of the graph
+};
+
+} // namespace alloy::test
