@@ -82,13 +82,22 @@ host::buffer_type * best_shadow_type(const host::tensor & w) {
     return nullptr;
 }
 
+// Whether the host would run `t` with kernels that ours were never measured against (AMX, KleidiAI): then those stay.
+bool host_has_special_kernels(const host::tensor & t) {
+    for (host::buffer_type * type : host::cpu_repack_buffer_types()) {
+        if (std::strcmp(host::api().ggml_backend_buft_name(type), "CPU_REPACK") != 0) return best_shadow_type(t) == type;
+    }
+    return false;
+}
+
 // What `t` can be packed as: it was offered as a matrix and a kernel reads its type. Decided by the tensor alone, so that the size
 // asked for before there is a weight and the weight itself agree.
 weight_type packed_type_of(const host::tensor * t) {
     if (host::op_of(t) != host::op::none) return weight_type::count; // results of a graph are asked about too, by the thousand
     const weight_type type = weight_type_of(t->type);
     if (type == weight_type::count || !is_on(option::kernels) || !was_offered(t) || find_matmul(type) == nullptr) return weight_type::count;
-    return t->ne[0] % format_of(type).block == 0 && t->ne[3] == 1 ? type : weight_type::count;
+    if (t->ne[0] % format_of(type).block != 0 || t->ne[3] != 1) return weight_type::count;
+    return is_on(option::shadow) && host_has_special_kernels(*t) ? weight_type::count : type;
 }
 
 // --- rows of packed matrices --------------------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ buffer * alloc(buffer_type * type, size_t bytes) {
     return ggml_backend_buffer_init(type, table, std::calloc(1, bytes + 64), bytes);
 }
 
-const char * type_name(buffer_type * type) { return type == repack_type() ? "FAKE_REPACK" : "FAKE"; }
+const char * type_name(buffer_type * type) { return type == repack_type() ? state().repack_name.c_str() : "FAKE"; }
 size_t alignment(buffer_type *) { return 32; }
 bool is_plain(buffer_type * type) { return type == plain_type(); }
 

@@ -20,6 +20,7 @@ struct host_state {
     size_t tensor_overhead = 32 + sizeof(tensor);
     bool has_cpu = true;
     bool repacks = false;                // offer one repacking buffer type
+    std::string repack_name = "CPU_REPACK";
     int status = 0;                      // what the fake CPU backend returns
     std::vector<std::string> log;        // lines given to the host's logger
     std::vector<std::string> ran;        // names of the nodes the fake CPU backend ran; "CUSTOM" for steps of ours

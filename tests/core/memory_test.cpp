@@ -207,7 +207,7 @@ TEST_F(Memory, OfferedWeightLivesInTheHostsLayoutAndComesBack) {
 
 TEST_F(Memory, OfferedWeightIsPackedAndAnyBytesOfItComeBack) {
     fake::state().repacks = true; // a kernel of ours goes before the host's layout
-    tensor * w = packable("blk.4.ffn_up.weight", 2, {288, 37});
+    tensor * w = packable("blk.4.ffn_up.weight", 2, {288, 36});
     offer(w);
     host::buffer * b = alloc({w});
     ASSERT_NE(b, nullptr);
@@ -219,7 +219,7 @@ TEST_F(Memory, OfferedWeightIsPackedAndAnyBytesOfItComeBack) {
     EXPECT_EQ(value_of(counter::packed_bytes), bytes.size());
     EXPECT_NE(std::memcmp(w->data, bytes.data(), bytes.size()), 0);
     const size_t row = w->nb[1];
-    for (const auto & [offset, n] : {std::pair<size_t, size_t>{0, bytes.size()}, {row, 3 * row}, {5, 1}, {row - 3, 7}, {16 * row - 1, row + 2}, {36 * row, row}}) {
+    for (const auto & [offset, n] : {std::pair<size_t, size_t>{0, bytes.size()}, {row, 3 * row}, {5, 1}, {row - 3, 7}, {16 * row - 1, row + 2}, {35 * row, row}}) {
         EXPECT_EQ(get(b, w, offset, n), std::vector<uint8_t>(bytes.begin() + offset, bytes.begin() + offset + n)) << offset << " +" << n;
         const auto other = pattern(n, static_cast<uint32_t>(offset + 7));
         set(b, w, other, offset);
@@ -240,6 +240,17 @@ TEST_F(Memory, OfferedWeightIsPackedAndAnyBytesOfItComeBack) {
     EXPECT_EQ(value_of(counter::unpacked_weights), unpacked_before + 1);
     host::api().ggml_backend_buffer_free(b);
     EXPECT_EQ(value_of(counter::packed_bytes), 0u);
+}
+
+TEST_F(Memory, KernelsThatOursWereNeverMeasuredAgainstStay) {
+    fake::state().repacks = true;
+    fake::state().repack_name = "AMX";
+    tensor * w = packable("blk.5.ffn_up.weight", 2, {128, 24});
+    offer(w);
+    host::buffer * b = alloc({w});
+    ASSERT_NE(b, nullptr);
+    EXPECT_EQ(contents(b).find_weight(w)->where, weights::layout::shadow);
+    host::api().ggml_backend_buffer_free(b);
 }
 
 TEST_F(Memory, WeightsNeverOfferedStayPlain) {
