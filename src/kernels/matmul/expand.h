@@ -124,15 +124,15 @@ template <weight_type type> inline void expand_scales(const uint8_t * header, co
         if constexpr (t::f.subs == sub_scales::bytes_16) {
             for (int i = 0; i < 256; i += part_bytes) {
                 const vec::bytes x = vec::load(chunk + i);
-                vec::store(&subs[0][i], type == weight_type::q2_k ? vec::mask<15>(x) : x);
+                vec::store(subs[0] + i, type == weight_type::q2_k ? vec::mask<15>(x) : x);
             }
         } else if constexpr (t::f.subs == sub_scales::six_bits_16) {
             for (int i = 0; i < 64; i += part_bytes) {
                 const vec::bytes low = vec::load(chunk + i), next = vec::load(chunk + 64 + i), high = vec::load(chunk + 128 + i);
-                vec::store(&subs[0][i], vec::or_masked<48>(vec::mask<15>(low), vec::template shift_left<4>(high)));
-                vec::store(&subs[4][i], vec::or_masked<48>(vec::mask<15>(vec::template shift_right<4>(low)), vec::template shift_left<2>(high)));
-                vec::store(&subs[8][i], vec::or_masked<48>(vec::mask<15>(next), high));
-                vec::store(&subs[12][i], vec::or_masked<48>(vec::mask<15>(vec::template shift_right<4>(next)), vec::template shift_right<2>(high)));
+                vec::store(subs[0] + i, vec::or_masked<48>(vec::mask<15>(low), vec::template shift_left<4>(high)));
+                vec::store(subs[4] + i, vec::or_masked<48>(vec::mask<15>(vec::template shift_right<4>(low)), vec::template shift_left<2>(high)));
+                vec::store(subs[8] + i, vec::or_masked<48>(vec::mask<15>(next), high));
+                vec::store(subs[12] + i, vec::or_masked<48>(vec::mask<15>(vec::template shift_right<4>(next)), vec::template shift_right<2>(high)));
             }
         } else { // six_bits_8: eight rows a word
             for (int j = 0; j < 8; j++) {
