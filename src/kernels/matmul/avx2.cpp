@@ -101,6 +101,7 @@ struct tile {
 } // namespace alloy
 
 #include "kernels/matmul/generic.h"
+#include "kernels/matmul/x86.h"
 
 namespace alloy {
 namespace {
@@ -187,41 +188,6 @@ template <weight_type type> void multiply_panel(const panel & p, const column * 
             for (; first + 4 <= now; first += 4) multiply_part<type, 4>(p, g, part, gathered, first, out + first * panel_rows);
             for (; first < now; first++) multiply_part<type, 1>(p, g, part, gathered, first, out + first * panel_rows);
         }
-    }
-}
-
-template <int n> void multiply_floats_group(const float * w, int64_t k, const float * const * x, float * sums) {
-    __m256 acc0[n], acc1[n];
-    for (int c = 0; c < n; c++) {
-        acc0[c] = vec::load_floats(sums + panel_rows * c);
-        acc1[c] = vec::load_floats(sums + panel_rows * c + 8);
-    }
-    for (int64_t i = 0; i < k; i++) {
-        const __m256 w0 = vec::load_floats(w + panel_rows * i), w1 = vec::load_floats(w + panel_rows * i + 8);
-        for (int c = 0; c < n; c++) {
-            const __m256 b = vec::broadcast(x[c] + i);
-            acc0[c] = vec::fma(w0, b, acc0[c]);
-            acc1[c] = vec::fma(w1, b, acc1[c]);
-        }
-    }
-    for (int c = 0; c < n; c++) {
-        vec::store_floats(sums + panel_rows * c, acc0[c]);
-        vec::store_floats(sums + panel_rows * c + 8, acc1[c]);
-    }
-}
-template <int n> void multiply_floats_n(const float * w, int64_t k, const float * const * x, float * sums) {
-    for (int g = 0; g < tile::groups; g++) multiply_floats_group<n>(w + packed_rows * g, k, x, sums + packed_rows * g);
-}
-
-inline void multiply_floats(const float * w, int64_t k, const float * const * x, int n, float * sums) {
-    for (; n >= 6; n -= 6, x += 6, sums += 6 * panel_rows) multiply_floats_n<6>(w, k, x, sums);
-    switch (n) {
-        case 1: return multiply_floats_n<1>(w, k, x, sums);
-        case 2: return multiply_floats_n<2>(w, k, x, sums);
-        case 3: return multiply_floats_n<3>(w, k, x, sums);
-        case 4: return multiply_floats_n<4>(w, k, x, sums);
-        case 5: return multiply_floats_n<5>(w, k, x, sums);
-        default: return;
     }
 }
 
