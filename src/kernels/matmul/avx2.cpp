@@ -3,8 +3,8 @@
 // scales, ones, a sum in int16 and one in int32. Sums in f32 are in memory.
 // Limit: VPMADDUBSW and the additions after it, 16 for 32 columns of 4-bit codes; signed codes need two more each.
 // Saturation: 2^bits - 1 times 127, two in a lane, fit 8 times (4 bits), 4 (5 bits), 2 (6 bits) or once (8) into int16.
-// Lost: 8-bit codes as two nibbles (0.75 to 0.9x) or as int16 (0.95x); pointers to each column (copies at constant distances: 1.2x); 2 x 3 tiles with
-// f32 sums in registers (4-bit codes leave none for the weights); dwords of activations shuffled from registers.
+// Lost: 8-bit codes as two nibbles (0.75 to 0.9x) or as int16 (0.95x); pointers to each column (copies at constant distances:
+// 1.2x); 2 x 3 tiles with f32 sums in registers (4-bit codes leave none for weights); dwords shuffled from registers.
 #include "kernels/matmul/matmul.h"
 
 #include <immintrin.h>
