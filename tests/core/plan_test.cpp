@@ -30,6 +30,9 @@ class Plan : public ::testing::Test {
         set_option("GGML_ALLOY_KERNELS", nullptr);
         plugin::the_buffer_type();
     }
+    void TearDown() override {
+        for (host::buffer * b : buffers) host::api().ggml_backend_buffer_free(b);
+    }
     static void set_option(const char * name, const char * value) {
         if (value) setenv(name, value, 1);
         else unsetenv(name);
@@ -93,6 +96,7 @@ class Plan : public ::testing::Test {
         w->buffer = nullptr;
         tensor * list[] = {w};
         host::buffer * b = plugin::the_buffer_type()->iface.alloc_buffer_n(plugin::the_buffer_type(), list, 1);
+        buffers.push_back(b);
         std::vector<uint8_t> bytes(host::api().ggml_nbytes(w));
         for (size_t i = 0; i < bytes.size(); i++) bytes[i] = i % 18 == 0 ? 0 : i % 18 == 1 ? 0x20 : static_cast<uint8_t>(31 * i); // d = 2^-7
         b->iface.set_tensor(b, w, bytes.data(), 0, bytes.size());
@@ -106,6 +110,7 @@ class Plan : public ::testing::Test {
     float at(const tensor * t, int64_t i) { return static_cast<const float *>(t->data)[i]; }
 
     graph_builder g;
+    std::vector<host::buffer *> buffers; // of packed weights
     int misses = 0;
 };
 
