@@ -23,9 +23,6 @@ bool is_weight(const host::tensor * t) {
     return weights::was_offered(t) || (dot != nullptr && (std::strcmp(dot, ".weight") == 0 || std::strcmp(dot, ".bias") == 0));
 }
 
-// Packed weights may take a little more than their GGUF bytes; only offered weights are packed, whatever else the buffer holds.
-size_t bytes_of(const host::tensor * t) { return weights::weight_set::bytes_for(t); }
-
 purpose purpose_of(host::tensor ** tensors, int n) {
     kv::cache_name name;
     for (int i = 0; i < n; i++) {
@@ -77,7 +74,7 @@ std::unique_ptr<memory> memory::plain(size_t bytes) {
 size_t memory::bytes_for(host::tensor ** tensors, int n) {
     size_t total = 0;
     for (int i = 0; i < n; i++) {
-        if (is_ours_to_place(tensors[i])) total += aligned(bytes_of(tensors[i]));
+        if (is_ours_to_place(tensors[i])) total += aligned(weights::weight_set::bytes_for(tensors[i]));
     }
     return total;
 }
@@ -100,7 +97,7 @@ std::unique_ptr<memory> memory::for_tensors(host::tensor ** tensors, int n) {
         for (int i = 0; i < n; i++) {
             if (!is_ours_to_place(tensors[i]) || m->weights_.needs_memory(tensors[i]) != with_memory) continue;
             m->offsets_[i] = next;
-            next += aligned(bytes_of(tensors[i]));
+            next += aligned(weights::weight_set::bytes_for(tensors[i]));
         }
         if (with_memory) m->committed_ = next;
     }

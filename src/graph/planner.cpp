@@ -39,6 +39,7 @@ namespace {
 
 // A task should cover at least this much work: about 5 us, ten times what handing it to another thread costs.
 constexpr int64_t elements_per_task = 16384;
+int64_t rows_per_task(int64_t k) { return std::max<int64_t>(1, elements_per_task / k); }
 
 void run_chain(const void * arguments, int task, int) {
     const auto & chain = *static_cast<const row_chain *>(arguments);
@@ -57,18 +58,18 @@ void run_rope_table(const void * arguments, int task, int) {
 
 void run_quantize(const void * arguments, int task, int) {
     const auto & call = *static_cast<const ops::quantize_call *>(arguments);
-    const int64_t rows_per_task = std::max<int64_t>(1, elements_per_task / call.source->ne[0]);
-    call.run(task * rows_per_task, std::min(call.num_rows(), (task + 1) * rows_per_task));
+    const int64_t rows = rows_per_task(call.source->ne[0]);
+    call.run(task * rows, std::min(call.num_rows(), (task + 1) * rows));
 }
 
-void run_mul_mat(const void * arguments, int thread, int num_threads) {
-    static_cast<const ops::mul_mat_call *>(arguments)->run(thread, num_threads);
+void run_mul_mat(const void * arguments, int, int num_threads) {
+    static_cast<const ops::mul_mat_call *>(arguments)->run(num_threads);
 }
 void run_grouping(const void * arguments, int, int) {
     const_cast<ops::mul_mat_id_call *>(static_cast<const ops::mul_mat_id_call *>(arguments))->group();
 }
-void run_mul_mat_id(const void * arguments, int thread, int num_threads) {
-    static_cast<const ops::mul_mat_id_call *>(arguments)->run(thread, num_threads);
+void run_mul_mat_id(const void * arguments, int, int num_threads) {
+    static_cast<const ops::mul_mat_id_call *>(arguments)->run(num_threads);
 }
 
 // How often other nodes of the whole graph (not only this part) read `t`; -1 when the graph does not say.
@@ -325,8 +326,8 @@ class planner {
         step s;
         s.run = run_quantize;
         s.arguments = call;
-        const int64_t rows_per_task = std::max<int64_t>(1, elements_per_task / columns->ne[0]);
-        s.num_tasks = static_cast<int>((call->num_rows() + rows_per_task - 1) / rows_per_task);
+        const int64_t rows = rows_per_task(columns->ne[0]);
+        s.num_tasks = static_cast<int>((call->num_rows() + rows - 1) / rows);
         s.reads = {range_of(columns)};
         s.writes = {written};
         s.label = label;
@@ -450,7 +451,7 @@ class planner {
         if (!joins_last) {
             plan_.chains.push_back(std::make_unique<row_chain>());
             row_chain & chain = *plan_.chains.back();
-            chain.rows_per_task = std::max<int64_t>(1, elements_per_task / call.k);
+            chain.rows_per_task = rows_per_task(call.k);
             step s;
             s.run = run_chain;
             s.arguments = &chain;

@@ -119,7 +119,7 @@ void add_to(mul_mat_call & call, const tensor * node, const tensor * term) {
     });
 }
 
-void mul_mat_call::run(int, int num_threads) const {
+void mul_mat_call::run(int num_threads) const {
     const int64_t groups = packed_groups(num_rows);
     const int64_t piece = whole_panels(std::max<int64_t>(1, groups / (num_threads * pieces_a_thread)));
     const int64_t pieces_a_matrix = (groups + piece - 1) / piece;
@@ -177,7 +177,7 @@ void mul_mat_id_call::group() {
     first[0] = 0;
 }
 
-void mul_mat_id_call::run(int, int num_threads) const {
+void mul_mat_id_call::run(int num_threads) const {
     const int64_t groups = packed_groups(product.num_rows);
     const auto used = static_cast<int64_t>(std::count_if(first.begin() + 1, first.end(), [&, last = 0](int32_t end) mutable {
         return end > std::exchange(last, end);

@@ -55,7 +55,7 @@ struct mul_mat_call {
     mutable work_counter work;
 
     // The share of one of num_threads threads; all must call it.
-    void run(int thread, int num_threads) const;
+    void run(int num_threads) const;
 };
 
 // One product by expert: column (slot, token) is multiplied with matrix ids[token][slot].
@@ -68,7 +68,7 @@ struct mul_mat_id_call {
     std::vector<float *> out;
 
     void group();
-    void run(int thread, int num_threads) const;
+    void run(int num_threads) const;
 };
 
 // The only predicate: whether a kernel of ours computes this node from the packed weight `w`. Never looks at data.

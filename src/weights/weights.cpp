@@ -199,7 +199,8 @@ void weight_set::add(host::tensor * t, bool short_of_memory) {
 }
 
 bool weight_set::needs_memory(const host::tensor * t) const {
-    return std::none_of(weights_.begin(), weights_.end(), [&](const auto & w) { return w->handle == t && w->where != layout::plain && w->where != layout::packed;
+    return std::none_of(weights_.begin(), weights_.end(), [&](const auto & w) {
+        return w->handle == t && (w->where == layout::shadow || w->where == layout::file);
     });
 }
 
@@ -323,29 +324,26 @@ bool weight_set::fill(uint8_t value) {
 
 // Whole rows are packed as they come; of a row that is touched in part, the rest is read back first.
 void weight_set::write_packed(weight & w, const uint8_t * data, size_t offset, size_t bytes) {
-    if (w.plain_rows != nullptr) std::memcpy(static_cast<char *>(w.plain_rows) + offset, data, bytes);
     const size_t row_bytes = w.described.nb[1], first = offset / row_bytes, last = (offset + bytes + row_bytes - 1) / row_bytes;
-    const auto begin = static_cast<int64_t>(first), end = static_cast<int64_t>(last);
-    if (offset % row_bytes == 0 && bytes % row_bytes == 0) {
-        row_move{w, const_cast<uint8_t *>(data), begin, end, true}.run();
-        return;
+    if (offset % row_bytes != 0 || bytes % row_bytes != 0) {
+        std::vector<uint8_t> rows((last - first) * row_bytes);
+        read_packed(w, rows.data(), first * row_bytes, rows.size());
+        std::memcpy(rows.data() + (offset - first * row_bytes), data, bytes);
+        return write_packed(w, rows.data(), first * row_bytes, rows.size());
     }
-    std::vector<uint8_t> rows((last - first) * row_bytes);
-    row_move{w, rows.data(), begin, end, false}.run();
-    std::memcpy(rows.data() + (offset - first * row_bytes), data, bytes);
-    row_move{w, rows.data(), begin, end, true}.run();
+    if (w.plain_rows != nullptr) std::memcpy(static_cast<char *>(w.plain_rows) + offset, data, bytes);
+    row_move{w, const_cast<uint8_t *>(data), static_cast<int64_t>(first), static_cast<int64_t>(last), true}.run();
 }
 
 void weight_set::read_packed(const weight & w, uint8_t * data, size_t offset, size_t bytes) {
     const size_t row_bytes = w.described.nb[1], first = offset / row_bytes, last = (offset + bytes + row_bytes - 1) / row_bytes;
-    const auto begin = static_cast<int64_t>(first), end = static_cast<int64_t>(last);
-    if (offset % row_bytes == 0 && bytes % row_bytes == 0) {
-        row_move{w, data, begin, end, false}.run();
+    if (offset % row_bytes != 0 || bytes % row_bytes != 0) {
+        std::vector<uint8_t> rows((last - first) * row_bytes);
+        read_packed(w, rows.data(), first * row_bytes, rows.size());
+        std::memcpy(data, rows.data() + (offset - first * row_bytes), bytes);
         return;
     }
-    std::vector<uint8_t> rows((last - first) * row_bytes);
-    row_move{w, rows.data(), begin, end, false}.run();
-    std::memcpy(data, rows.data() + (offset - first * row_bytes), bytes);
+    row_move{w, data, static_cast<int64_t>(first), static_cast<int64_t>(last), false}.run();
 }
 
 const void * weight_set::plain_rows(weight & w) {

@@ -16,9 +16,9 @@ template <weight_type type> inline void load_pair(const uint8_t * pair, int part
 }
 template <weight_type type> constexpr int64_t pair_bytes = type == weight_type::f32 ? 128 : 64;
 
-template <weight_type type, int n> [[gnu::noinline]] void few_floating(const matmul_args & args, int64_t first_column) {
+template <weight_type type, int n> [[gnu::noinline]] void few_floating(const matmul_args & args) {
     const float * x[n];
-    for (int c = 0; c < n; c++) x[c] = static_cast<const float *>(args.acts[first_column + c]);
+    for (int c = 0; c < n; c++) x[c] = static_cast<const float *>(args.acts[c]);
     const int64_t groups = packed_groups(args.num_rows), pairs = args.k / 2;
     constexpr int chains = n == 1 ? 4 : n < 4 ? 2 : 1; // of pairs, to cover the latency of fma
     for (int64_t g = 0; g < groups; g++) {
@@ -59,7 +59,7 @@ template <weight_type type, int n> [[gnu::noinline]] void few_floating(const mat
             }
         }
         const int64_t first = g * packed_rows, rows = args.num_rows - first < packed_rows ? args.num_rows - first : packed_rows;
-        for (int c = 0; c < n; c++) write_out(args, first_column + c, first, rows, sums[c]);
+        for (int c = 0; c < n; c++) write_out(args, c, first, rows, sums[c]);
     }
 }
 

@@ -13,7 +13,7 @@
 namespace alloy {
 namespace {
 
-constexpr int64_t prefetch_distance = 8192;   // in the stream of weights, into L2: into L1 it is 1.5x slower, 4 and 12 KiB 1.2x
+constexpr int64_t prefetch_distance = 8192; // in the stream of weights, into L2: into L1 it is 1.5x slower, 4 and 12 KiB 1.2x
 
 // --- epilogue -----------------------------------------------------------------------------------------------------------------------------
 // Sums of `rows` rows of column c, the first being row `first` of the call.
@@ -32,11 +32,11 @@ constexpr int64_t prefetch_distance = 8192;   // in the stream of weights, into 
 }
 
 // --- few columns --------------------------------------------------------------------------------------------------------------------------
-template <weight_type type, int n> [[gnu::noinline]] void few(const matmul_args & args, int64_t first_column) {
+template <weight_type type, int n> [[gnu::noinline]] void few(const matmul_args & args) {
     using t = traits<type>;
     constexpr int block_bytes = t::f.code_bits * 64;
     column cols[n];
-    for (int c = 0; c < n; c++) cols[c] = column_of<type>(args.acts[first_column + c], args.k);
+    for (int c = 0; c < n; c++) cols[c] = column_of<type>(args.acts[c], args.k);
     const int64_t chunks = (args.k + packed_columns - 1) / packed_columns, groups = packed_groups(args.num_rows);
     for (int64_t g = 0; g < groups; g++) {
         const uint8_t * group = args.weights + g * args.stride_group;
@@ -95,7 +95,7 @@ template <weight_type type, int n> [[gnu::noinline]] void few(const matmul_args 
         const int64_t first = g * packed_rows, rows = args.num_rows - first < packed_rows ? args.num_rows - first : packed_rows;
         for (int c = 0; c < n; c++) {
             for (int p = 0; p < parts; p++) vec::store_floats(sums[c] + p * vec::rows, acc[p][c]);
-            write_out(args, first_column + c, first, rows, sums[c]);
+            write_out(args, c, first, rows, sums[c]);
         }
     }
 }
@@ -122,7 +122,7 @@ inline void write_all_out(const matmul_args & args, int64_t c0, int64_t n, int64
             const auto * next = reinterpret_cast<const uint8_t *>(args.out[c0 + c + ahead] + args.first_row + first);
             for (int line = 0; line < tile::groups; line++) vec::prefetch(next + 64 * line);
         }
-        if (c >= 0) write_out(args, c0 + c, first, rows, sums + c * tile::groups * packed_rows);
+        if (c >= 0) write_out(args, c0 + c, first, rows, sums + c * panel_rows);
     }
 }
 
@@ -164,7 +164,6 @@ template <weight_type type> [[gnu::noinline]] void expand_panel(const matmul_arg
 }
 
 template <weight_type type> [[gnu::noinline]] void many(const matmul_args & args) {
-    
     const int64_t chunks = (args.k + packed_columns - 1) / packed_columns, groups = packed_groups(args.num_rows);
     panel p;
     column cols[columns_at_once];
@@ -193,11 +192,9 @@ namespace alloy {
 namespace {
 
 // --- the kernel ---------------------------------------------------------------------------------------------------------------------------
-constexpr int most_few = 8;
-
 template <weight_type type, int n> void few_columns(const matmul_args & args) {
-    if constexpr (is_floating(format_of(type))) few_floating<type, n>(args, 0);
-    else few<type, n>(args, 0);
+    if constexpr (is_floating(format_of(type))) few_floating<type, n>(args);
+    else few<type, n>(args);
 }
 
 template <weight_type type> void matmul(const matmul_args & args) {
@@ -222,6 +219,6 @@ template <weight_type type> void matmul(const matmul_args & args) {
 } // namespace
 } // namespace alloy
 
-// The kernels that matmul.h declares, for one ISA; the includer has defined ALLOY_KERNEL for its own token.
+// One of the kernels that matmul.h declares.
 #define ALLOY_DEFINE_MATMUL(weights, isa) \
     void matmul_f32_##weights##_##isa(const matmul_args & args) { matmul<weight_type::weights>(args); }
