@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <new>
+#include <sys/mman.h>
 #include <vector>
 
 namespace alloy::test {
@@ -56,9 +57,9 @@ struct timing {
 constexpr int num_rounds = 21;
 constexpr double round_span = 0.001; // seconds
 
-template <class Ours, class Other> timing in_turn(Ours && ours, Other && other) {
+template <class Ours, class Other> timing in_turn(Ours && ours, Other && other, int rounds = num_rounds) {
     std::vector<double> times, ratios;
-    for (int round = 0; round < num_rounds; round++) {
+    for (int round = 0; round < rounds; round++) {
         times.push_back(seconds_per_call(ours, round_span));
         ratios.push_back(seconds_per_call(other, round_span) / times.back());
     }
@@ -88,6 +89,22 @@ class floats {
 
   private:
     char * base_;
+};
+
+// Memory in huge pages, as the plugin's own buffers are: with small ones, jumps from row to row wait for address translation.
+class huge_bytes {
+  public:
+    explicit huge_bytes(size_t n) : data(static_cast<uint8_t *>(::operator new(n + slack, std::align_val_t(page)))), size(n) {
+        madvise(data, n + slack, MADV_HUGEPAGE);
+    }
+    ~huge_bytes() { ::operator delete(data, std::align_val_t(page)); }
+    huge_bytes(const huge_bytes &) = delete;
+    huge_bytes & operator=(const huge_bytes &) = delete;
+    uint8_t * const data;
+    const size_t size;
+
+  private:
+    static constexpr size_t page = size_t(2) << 20, slack = 4096;
 };
 
 } // namespace alloy::test

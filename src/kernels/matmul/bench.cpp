@@ -8,13 +8,11 @@
 #include "support/bench.h"
 #include "support/gguf_reference.h"
 #include "support/listed.h"
+#include "support/peaks.h"
 #include "support/stock_host.h"
 
 #include <cstdio>
 #include <cstring>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 namespace alloy {
 namespace {
@@ -27,79 +25,8 @@ const listed list[] = {
 #undef ALLOY_KERNEL
 };
 
-// --- what the machine can do ---------------------------------------------------------------------------------------------------------
-#if defined(__x86_64__)
-constexpr int peak_steps = 2000, peak_chains = 12;
-
-__attribute__((target("avx512f,avx512vnni"))) double macs_avx512_vnni() {
-    __m512i acc[peak_chains] = {};
-    const __m512i x = _mm512_set1_epi8(1);
-    for (int i = 0; i < peak_steps; i++) {
-        for (auto & a : acc) {
-            a = _mm512_dpbusd_epi32(a, x, x);
-            __asm__ volatile("" : "+v"(a));
-        }
-    }
-    return 64.0 * peak_steps * peak_chains;
-}
-__attribute__((target("avx2"))) double macs_avx2() { // VPMADDUBSW + VPADDW, without widening
-    __m256i acc[peak_chains] = {};
-    __m256i x = _mm256_set1_epi8(1);
-    for (int i = 0; i < peak_steps; i++) {
-        for (auto & a : acc) {
-            __asm__ volatile("" : "+x"(x)); // else the product leaves the loop
-            a = _mm256_add_epi16(a, _mm256_maddubs_epi16(x, x));
-            __asm__ volatile("" : "+x"(a));
-        }
-    }
-    return 32.0 * peak_steps * peak_chains;
-}
-__attribute__((target("avx512f"))) double macs_f32_avx512() {
-    __m512 acc[peak_chains] = {};
-    const __m512 x = _mm512_set1_ps(0.5f);
-    for (int i = 0; i < peak_steps; i++) {
-        for (auto & a : acc) {
-            a = _mm512_fmadd_ps(x, x, a);
-            __asm__ volatile("" : "+v"(a));
-        }
-    }
-    return 16.0 * peak_steps * peak_chains;
-}
-__attribute__((target("avx2,fma"))) double macs_f32_avx2() {
-    __m256 acc[peak_chains] = {};
-    const __m256 x = _mm256_set1_ps(0.5f);
-    for (int i = 0; i < peak_steps; i++) {
-        for (auto & a : acc) {
-            a = _mm256_fmadd_ps(x, x, a);
-            __asm__ volatile("" : "+x"(a));
-        }
-    }
-    return 8.0 * peak_steps * peak_chains;
-}
-
-double rate_of(double (*macs)()) {
-    const double count = macs();
-    return count / test::alone([&] { macs(); }).ours;
-}
 double peak_of(const listed & row) {
-    const bool wide = isa_has(isa_bit(isa::avx512_vnni) | isa_bit(isa::avx512), row.token);
-    if (is_floating(format_of(row.op))) return wide ? rate_of(macs_f32_avx512) : rate_of(macs_f32_avx2);
-    return wide ? rate_of(macs_avx512_vnni) : rate_of(macs_avx2);
-}
-#else
-double peak_of(const listed &) { return 0; } // not written yet
-#endif
-
-uint64_t read_all(const uint8_t * p, size_t bytes) {
-    uint64_t a[8] = {};
-    for (size_t i = 0; i < bytes; i += 64) {
-        for (size_t j = 0; j < 8; j++) {
-            uint64_t x;
-            std::memcpy(&x, p + i + 8 * j, 8);
-            a[j] ^= x;
-        }
-    }
-    return a[0] ^ a[1] ^ a[2] ^ a[3] ^ a[4] ^ a[5] ^ a[6] ^ a[7];
+    return is_floating(format_of(row.op)) ? test::peak_f32(row.token) : test::peak_int8(row.token);
 }
 
 // --- one product -------------------------------------------------------------------------------------------------------------------------
@@ -194,7 +121,7 @@ int main(int argc, char ** argv) {
     uint8_t * memory = static_cast<uint8_t *>(::operator new(beyond_caches, std::align_val_t(4096)));
     std::memset(memory, 1, beyond_caches);
     volatile uint64_t sum = 0;
-    const double read = static_cast<double>(beyond_caches) / test::alone([&] { sum = sum ^ read_all(memory, beyond_caches); }).ours;
+    const double read = static_cast<double>(beyond_caches) / test::alone([&] { sum = sum ^ test::read_all(memory, beyond_caches); }).ours;
     ::operator delete(memory, std::align_val_t(4096));
     std::printf("one thread, %lld rows, reading %.1f GB/s\n%-30s %5s %5s %9s %9s %9s %9s %8s\n", static_cast<long long>(m), read * 1e-9,
                 "kernel", "k", "n", "GMAC/s", "of peak", "GB/s", "of read", "/ stock");

@@ -1,0 +1,312 @@
+#include "kernels/attention/attention.h"
+
+#include "base/check.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace alloy {
+namespace {
+
+constexpr float log2_e = 1.44269504088896340736f;
+constexpr int64_t floats_a_line = 16; // arrays of scratch start at cache lines
+int64_t lines(int64_t floats) { return (floats + floats_a_line - 1) / floats_a_line * floats_a_line; }
+int64_t floats_of_bytes(int64_t bytes) { return lines((bytes + 3) / 4); }
+
+struct cell_traits {
+    const char * name;
+    int host_type;
+    int64_t elements, bytes;
+};
+constexpr cell_traits traits[] = {
+#define ALLOY_CELL_TYPE(name, host, elements, bytes) {#name, host, elements, bytes},
+#include "kernels/attention/cell_types.inc"
+#undef ALLOY_CELL_TYPE
+};
+
+uint8_t sight_of(const attention_row & row, int64_t cell_block) { return row.sight[cell_block]; }
+
+// One block of cells in the forms that tiles read, each made when the first tile asks for it.
+class packed_block {
+  public:
+    packed_block(const attention_args & args, float *& memory) : args_(args) {
+        const auto take = [&](int64_t floats) {
+            float * taken = memory;
+            memory += lines(floats);
+            return taken;
+        };
+        k_rows_ = take(attention_block * args.d_k);
+        v_rows_ = take(attention_block * args.d_v);
+        k_panel_ = take(attention_block * args.d_k);
+        codes_ = take(attention_block * args.d_k / 4);
+        keys_.codes = reinterpret_cast<uint8_t *>(take(attention_block * args.d_k / 4));
+        keys_.scales = take(attention_block);
+        values_.codes = reinterpret_cast<int8_t *>(take(attention_block * args.d_v / 4));
+        values_.scales = take(attention_block);
+    }
+    static int64_t floats(int64_t d_k, int64_t d_v) {
+        return attention_block * (2 * d_k + d_v) + 2 * lines(attention_block * d_k / 4) + lines(attention_block * d_v / 4) + 2 * attention_block;
+    }
+
+    void move_to(const attention_run & run, int64_t block) {
+        const int64_t first = block * attention_block;
+        run_ = &run;
+        first_ = first;
+        n_ = std::min(attention_block, run.num_cells - first);
+        expanded_ = packed_f32_ = packed_int8_ = false;
+    }
+    int64_t cells() const { return n_; }
+
+    const float * key_panel() {
+        expand();
+        if (!packed_f32_) args_.k_cells->tiles->pack_keys(k_rows_, args_.d_k, k_panel_);
+        packed_f32_ = true;
+        return k_panel_;
+    }
+    const float * value_panel() {
+        expand();
+        return v_rows_;
+    }
+    const int8_keys & keys() {
+        pack_int8();
+        return keys_;
+    }
+    const int8_values & values() {
+        pack_int8();
+        return values_;
+    }
+
+  private:
+    void expand() {
+        if (expanded_) return;
+        expanded_ = true;
+        args_.k_cells->expand(run_->k + first_ * run_->stride_k, run_->stride_k, n_, args_.d_k, k_rows_);
+        args_.v_cells->expand(run_->v + first_ * run_->stride_v, run_->stride_v, n_, args_.d_v, v_rows_);
+        if (!args_.int8 || !args_.rotate) return;
+        for (int64_t c = 0; c < n_; c++) {
+            rotate_row(k_rows_ + c * args_.d_k, args_.d_k, rotation_of(args_.d_k));
+            rotate_row(v_rows_ + c * args_.d_v, args_.d_v, rotation_of(args_.d_v));
+        }
+    }
+    void pack_int8() {
+        if (packed_int8_) return;
+        packed_int8_ = true;
+        expand();
+        args_.k_cells->tiles->pack_int8_keys(k_rows_, args_.d_k, n_, codes_, keys_);
+        args_.k_cells->tiles->pack_int8_values(v_rows_, args_.d_v, n_, values_);
+    }
+
+  public:
+    // The largest group of channels that a head consists of: a power of two.
+    static int64_t rotation_of(int64_t d) { return d & -d; }
+
+  private:
+    const attention_args & args_;
+    const attention_run * run_ = nullptr;
+    int64_t first_ = 0, n_ = 0;
+    bool expanded_ = false, packed_f32_ = false, packed_int8_ = false;
+    float *k_rows_, *v_rows_, *k_panel_, *codes_;
+    int8_keys keys_{};
+    int8_values values_{};
+};
+
+// Whether the logits of these rows against this block may be computed from 8-bit codes.
+bool is_safe(const int8_queries & q, int64_t first, int64_t num_rows, const int8_keys & keys, const int8_values & values) {
+    if (!keys.finite || !values.finite) return false;
+    for (int64_t r = first; r < first + num_rows; r++) {
+        const float deviation = q.errors[2 * r] * keys.largest_norm + q.errors[2 * r + 1] * keys.largest_scale;
+        if (!(deviation <= attention_error_limit)) return false;
+    }
+    return true;
+}
+
+} // namespace
+
+const char * cell_type_name(cell_type type) { return type < cell_type::count ? traits[static_cast<int>(type)].name : "?"; }
+
+bool cell_type_of_host(int host_type, cell_type & type) {
+    for (int i = 0; i < static_cast<int>(cell_type::count); i++) {
+        if (traits[i].host_type != host_type) continue;
+        type = static_cast<cell_type>(i);
+        return true;
+    }
+    return false;
+}
+
+int64_t cell_row_bytes(cell_type type, int64_t d) {
+    const cell_traits & t = traits[static_cast<int>(type)];
+    return d % t.elements == 0 ? d / t.elements * t.bytes : 0;
+}
+
+const attention_cells * find_attention(cell_type type, isa_set allowed) {
+#define ALLOY_KERNEL(cells, token) \
+    if (type == cell_type::cells && isa_has(allowed, isa::token)) return &attention_##cells##_##token;
+#include "kernels/attention/kernels.inc"
+#undef ALLOY_KERNEL
+    static_cast<void>(allowed);
+    return nullptr;
+}
+
+int64_t attention_state_floats(int64_t num_rows, int64_t d_k, int64_t d_v) {
+    return lines(num_rows * d_k) + lines(num_rows) + num_rows * 16 + lines(num_rows * d_v);
+}
+
+attention_state attention_state_at(float * memory, int64_t num_rows, int64_t d_k, int64_t d_v) {
+    attention_state s;
+    s.q = memory;
+    s.m = s.q + lines(num_rows * d_k);
+    s.l = s.m + lines(num_rows);
+    s.o = s.l + num_rows * 16;
+    static_cast<void>(d_v);
+    return s;
+}
+
+void rotate_row(float * row, int64_t d, int64_t n) {
+    const float unit = 1 / std::sqrt(static_cast<float>(n));
+    for (float * x = row; x < row + d; x += n) {
+        for (int64_t half = 1; half < n; half *= 2) {
+            for (int64_t first = 0; first < n; first += 2 * half) {
+                for (int64_t i = first; i < first + half; i++) {
+                    const float a = x[i], b = x[i + half];
+                    x[i] = a + b;
+                    x[i + half] = a - b;
+                }
+            }
+        }
+        for (int64_t i = 0; i < n; i++) x[i] *= unit;
+    }
+}
+
+void attention_begin(const attention_args & args, const attention_state & state) {
+    ALLOY_EXPECT(args.num_rows >= 1 && args.d_k % 16 == 0 && args.d_v % 16 == 0 && args.d_k <= attention_max_d && args.d_v <= attention_max_d);
+    const float scale = args.scale * log2_e;
+    for (int64_t r = 0; r < args.num_rows; r++) {
+        float * q = state.q + r * args.d_k;
+        for (int64_t i = 0; i < args.d_k; i++) q[i] = args.rows[r].q[i] * scale;
+        if (args.int8 && args.rotate) rotate_row(q, args.d_k, packed_block::rotation_of(args.d_k));
+    }
+    std::fill_n(state.m, args.num_rows, -INFINITY);
+    std::fill_n(state.l, args.num_rows * 16, 0.0f);
+    std::fill_n(state.o, args.num_rows * args.d_v, 0.0f);
+}
+
+namespace {
+
+// Cells whose heads lie side by side are read ahead in the order of memory, each head a share of them; others row by row.
+attention_ahead ahead_of(const uint8_t * next, int64_t stride, int64_t row_bytes, int64_t head, int64_t num_heads) {
+    if (stride != row_bytes * num_heads) return {next, stride};
+    return {next - head * row_bytes + head * attention_block * row_bytes, row_bytes};
+}
+
+} // namespace
+
+void attend_block(const attention_args & args, const attention_state & state, int64_t run, int64_t block, int64_t head, int64_t num_heads) {
+    ALLOY_EXPECT(!args.rotate || !args.int8);
+    const attention_run & cells = args.runs[run];
+    const int64_t first = block * attention_block, n = std::min(attention_block, cells.num_cells - first);
+    const int64_t cell_block = (cells.first_cell + first) / attention_block;
+    const attention_tiles & tiles = *args.k_cells->tiles;
+    const uint8_t *k = cells.k + first * cells.stride_k, *v = cells.v + first * cells.stride_v;
+    const auto ahead = [&](const uint8_t * at, int64_t stride, const attention_cells & kernels, int64_t d) {
+        return ahead_of(at + attention_block * stride, stride, cell_row_bytes(kernels.type, d), head, num_heads);
+    };
+    const attention_ahead next_k = ahead(k, cells.stride_k, *args.k_cells, args.d_k), next_v = ahead(v, cells.stride_v, *args.v_cells, args.d_v);
+    constexpr int64_t most = attention_max_tile;
+    alignas(64) float s[most * attention_block], alpha[most];
+    for (int64_t r = 0; r < args.num_rows; r += most) {
+        const int64_t rows = std::min(most, args.num_rows - r);
+        uint8_t sight = 0;
+        for (int64_t i = r; i < r + rows; i++) sight |= sight_of(args.rows[i], cell_block);
+        if ((sight & sight_visible) == 0) continue;
+        args.k_cells->scores(state.q + r * args.d_k, rows, args.d_k, k, cells.stride_k, n, next_k, s);
+        tiles.softmax(s, args.rows + r, rows, cells.first_cell + first, n, args.softcap * log2_e, state.m + r, state.l + 16 * r, alpha);
+        args.v_cells->values(s, rows, args.d_v, v, cells.stride_v, n, next_v, alpha, state.o + r * args.d_v);
+    }
+}
+
+int64_t attention_scratch_floats(int64_t num_rows, int64_t d_k, int64_t d_v) {
+    const int64_t groups = int8_query_groups(d_k);
+    return packed_block::floats(d_k, d_v) + attention_max_tile * attention_block + 2 * floats_a_line +
+           floats_of_bytes(attention_max_tile * attention_block) + floats_of_bytes(num_rows * d_k) + 2 * lines(num_rows * groups) + lines(2 * num_rows);
+}
+
+attention_counts attend_tiles(const attention_args & args, const attention_state & state, float * scratch) {
+    const attention_tiles & tiles = *args.k_cells->tiles;
+    packed_block packed(args, scratch);
+    const auto take = [&](int64_t floats) {
+        float * taken = scratch;
+        scratch += lines(floats);
+        return taken;
+    };
+    float * s = take(attention_max_tile * attention_block);
+    float *alpha = take(attention_max_tile), *weight = take(attention_max_tile);
+    auto * codes = reinterpret_cast<uint8_t *>(take(attention_max_tile * attention_block / 4));
+    int8_queries q8{};
+    q8.num_groups = int8_query_groups(args.d_k);
+    q8.codes = reinterpret_cast<int8_t *>(take(args.num_rows * args.d_k / 4));
+    q8.scales = take(args.num_rows * q8.num_groups);
+    q8.sums = reinterpret_cast<int32_t *>(take(args.num_rows * q8.num_groups));
+    q8.errors = take(2 * args.num_rows);
+    if (args.int8) tiles.quantize_queries(state.q, args.num_rows, args.d_k, q8);
+
+    const float cap = args.softcap * log2_e;
+    attention_counts counts{};
+    for (const attention_run * run = args.runs; run < args.runs + args.num_runs; run++) {
+        for (int64_t block = 0; block * attention_block < run->num_cells; block++) {
+            packed.move_to(*run, block);
+            const int64_t first_cell = run->first_cell + block * attention_block, cell_block = first_cell / attention_block;
+            for (int64_t r = 0; r < args.num_rows; r += tiles.num_rows) {
+                const int64_t rows = std::min(tiles.num_rows, args.num_rows - r);
+                uint8_t sight = 0;
+                for (int64_t i = r; i < r + rows; i++) sight |= sight_of(args.rows[i], cell_block);
+                if ((sight & sight_visible) == 0) continue;
+                const attention_row * row = args.rows + r;
+                float *m = state.m + r, *l = state.l + 16 * r, *o = state.o + r * args.d_v;
+                bool int8 = args.int8 && (sight & sight_recent) == 0;
+                if (int8 && !is_safe(q8, r, rows, packed.keys(), packed.values())) {
+                    int8 = false;
+                    counts.unsafe_tiles++;
+                }
+                if (int8) {
+                    counts.int8_tiles++;
+                    tiles.int8_scores(q8, r, rows, args.d_k, packed.keys(), s);
+                    tiles.int8_softmax(s, row, rows, first_cell, packed.cells(), cap, packed.values(), m, l, alpha, codes, weight);
+                    tiles.int8_values(codes, weight, rows, args.d_v, packed.values(), alpha, o);
+                } else {
+                    counts.f32_tiles++;
+                    tiles.tile_scores(state.q + r * args.d_k, rows, args.d_k, packed.key_panel(), s);
+                    tiles.softmax(s, row, rows, first_cell, packed.cells(), cap, m, l, alpha);
+                    tiles.tile_values(s, rows, args.d_v, packed.value_panel(), alpha, o);
+                }
+            }
+        }
+    }
+    return counts;
+}
+
+void attention_finish(const attention_args & args, const attention_state * states, int64_t num_states, int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; r++) {
+        const attention_row & row = args.rows[r];
+        float m = row.sink * log2_e;
+        bool empty = true; // no cell was seen; l is NaN where a NaN was
+        for (int64_t i = 0; i < num_states; i++) {
+            m = std::max(m, states[i].m[r]);
+            empty = empty && states[i].m[r] == -INFINITY && states[i].l[16 * r] == 0;
+        }
+        std::fill_n(row.out, args.d_v, 0.0f);
+        if (empty) continue;
+        if (m == -INFINITY) m = 0;
+        float l = std::exp2(row.sink * log2_e - m);
+        for (int64_t i = 0; i < num_states; i++) {
+            const float factor = std::exp2(states[i].m[r] - m);
+            const float * o = states[i].o + r * args.d_v;
+            for (int64_t p = 0; p < 16; p++) l += factor * states[i].l[16 * r + p];
+            for (int64_t j = 0; j < args.d_v; j++) row.out[j] += factor * o[j];
+        }
+        for (int64_t j = 0; j < args.d_v; j++) row.out[j] /= l;
+        if (args.int8 && args.rotate) rotate_row(row.out, args.d_v, packed_block::rotation_of(args.d_v));
+    }
+}
+
+} // namespace alloy

@@ -1,0 +1,198 @@
+// Family attention: softmax(Q K^T + mask) V over cells of any type, from one row of queries to whole prompts.
+#pragma once
+#include "base/isa.h"
+#include <cstddef>
+#include <cstdint>
+
+namespace alloy {
+
+enum class cell_type : uint8_t {
+#define ALLOY_CELL_TYPE(name, host, elements, bytes) name,
+#include "kernels/attention/cell_types.inc"
+#undef ALLOY_CELL_TYPE
+    count
+};
+const char * cell_type_name(cell_type type);
+bool cell_type_of_host(int host_type, cell_type & type); // false: no kernel reads this type
+int64_t cell_row_bytes(cell_type type, int64_t d);       // 0: d is no whole number of blocks
+
+// Cells are worked on in blocks: a page of the KV store, a tile of the prompt kernels.
+constexpr int64_t attention_block = 64;
+constexpr int64_t attention_max_tile = 8; // rows of queries that a tile kernel takes at once, at most
+constexpr int64_t attention_max_d = 576;  // head size, a multiple of 16
+constexpr int64_t attention_window = 128; // most recent cells of a row that INT8 mode computes in f32
+
+// What a row of the mask shows of one block.
+enum attention_sight : uint8_t {
+    sight_visible = 1, // a cell is not masked
+    sight_masked = 2,  // the mask has another value than 0 somewhere
+    sight_recent = 4,  // a visible cell is among the row's last attention_window
+};
+
+// One row of queries: one token in one query head.
+struct attention_row {
+    const float * q;        // [d_k]
+    float * out;            // [d_v]
+    const uint16_t * mask;  // f16, one a cell, or null. -inf hides the cell, whatever it holds
+    const uint8_t * sight;  // attention_sight bits, one byte a block
+    float slope;            // of the mask
+    float sink;             // a logit without a cell; -inf: none
+};
+
+// Cells [first_cell, first_cell + num_cells) of one key and value head; first_cell is a multiple of attention_block.
+struct attention_run {
+    const uint8_t * k;
+    const uint8_t * v;
+    int64_t stride_k, stride_v; // bytes from cell to cell
+    int64_t first_cell, num_cells;
+};
+
+struct attention_tiles;
+struct attention_cells;
+
+// CONTRACT attention
+//   Computes    for each row r, over the cells c of all runs that its mask does not hide:
+//                 x[c] = scale * sum_i q[i] K[c][i]                       i in [0, d_k)
+//                 s[c] = (softcap ? softcap * tanh(x[c] / softcap) : x[c]) + slope * mask[c]
+//                 out[j] = sum_c exp(s[c]) V[c][j] / (sum_c exp(s[c]) + exp(sink))       j in [0, d_v); 0 when every cell is hidden
+//               A row may be computed in parts: each part keeps a state (m, l, o), attention_finish() joins them.
+//   Shape       num_rows >= 1, d_k and d_v multiples of 16 up to attention_max_d, and of the block of their type; any number of cells
+//   Alias       none
+//   Alignment   natural for what a type stores: 4 B f32, 2 B others; state and scratch 64 B
+//   Over-read   none; prefetched beyond
+//   Numerics    exact mode: f32 throughout. |error| <= 1e-5 max_c |V[c][j]| for logits |x| <= 64, at every number of cells.
+//               INT8 mode (attend_tiles only): Q, K and V rotated, rounded to 8 bits; dots in int32 (no saturation), logits, sums and
+//               outputs in f32; P in 8 bits with a scale for each row and block of cells, which holds V's scale of each cell.
+//               The last attention_window cells of a row, and blocks where a bound of the logits' error exceeds
+//               attention_error_limit, are computed as in exact mode.
+//               NaN and Inf in hidden cells have no effect; in visible ones they give NaN in the rows that see them
+//   Threads     a pure function of rows and cells; disjoint rows may run concurrently. `reproducible` for equal parts
+//   Never       allocates, locks, logs, throws, reads globals or the environment. Takes up to 32 KiB of stack
+struct attention_args {
+    const attention_cells * k_cells; // kernels of one instruction set
+    const attention_cells * v_cells;
+    int64_t d_k, d_v;
+    const attention_run * runs;
+    int64_t num_runs;
+    const attention_row * rows;
+    int64_t num_rows;
+    float scale;
+    float softcap;  // 0: none
+    bool int8;      // INT8 mode
+    bool rotate;    // INT8 mode: rotate here; false when Q, K and V are stored rotated
+};
+
+// Standard deviation of a logit, from rounding Q and K, above which INT8 mode computes a block in f32.
+constexpr float attention_error_limit = 0.25f;
+
+// State of rows that are computed in parts, in memory of the caller.
+struct attention_state {
+    float * q; // [num_rows][d_k] times scale * log2(e)
+    float * m; // [num_rows] the reference that exponents are taken from: their maximum; in units of log2
+    float * l; // [num_rows][16] sums of 2^(s - m), in 16 parts
+    float * o; // [num_rows][d_v] sums of 2^(s - m) V
+};
+int64_t attention_state_floats(int64_t num_rows, int64_t d_k, int64_t d_v);
+attention_state attention_state_at(float * memory, int64_t num_rows, int64_t d_k, int64_t d_v);
+
+// Empties the state and scales the queries.
+void attention_begin(const attention_args & args, const attention_state & state);
+
+// Adds block `block` (counted from the run's first cell) of run `run` to the state, reading the cells where they lie: for few rows.
+// Call it block by block, in each for all heads: a token's heads are neighbours in memory, and each call reads ahead its part of the
+// next block, `head` of `num_heads` in the order of the calls.
+void attend_block(const attention_args & args, const attention_state & state, int64_t run, int64_t block, int64_t head, int64_t num_heads);
+
+// Adds all runs to the state, from cells repacked into scratch once for all rows: for many rows.
+struct attention_counts {
+    int64_t int8_tiles; // tiles (rows of one tile x one block) computed in INT8
+    int64_t f32_tiles;  // in f32
+    int64_t unsafe_tiles; // of these for the error bound's sake
+};
+int64_t attention_scratch_floats(int64_t num_rows, int64_t d_k, int64_t d_v);
+attention_counts attend_tiles(const attention_args & args, const attention_state & state, float * scratch);
+
+// Joins num_states states of the same rows, adds the sinks and writes rows [begin, end).
+void attention_finish(const attention_args & args, const attention_state * states, int64_t num_states, int64_t begin, int64_t end);
+
+// Orthonormal Walsh-Hadamard transform of each group of `n` elements, n a power of two; its own inverse.
+void rotate_row(float * row, int64_t d, int64_t n);
+
+// --- what an instruction set brings ---------------------------------------------------------------------------------------------------
+// P and scores of a tile: [rows][attention_block]. Rows of Q, o: dense. n: cells of the block, 1 to attention_block.
+
+// What to read ahead while a block is worked on: for each of its cells as many bytes as a row has, `stride` apart.
+struct attention_ahead {
+    const uint8_t * data;
+    int64_t stride;
+};
+
+// Kernels on cells of one type, where they lie.
+struct attention_cells {
+    cell_type type;
+    const attention_tiles * tiles;
+    // s[r][c] = sum_i q[r][i] K[c][i]. What is beyond n is undefined.
+    void (*scores)(const float * q, int64_t num_rows, int64_t d, const uint8_t * k, int64_t stride, int64_t n, const attention_ahead & next, float * s);
+    // o[r][j] = o[r][j] * alpha[r] + sum_c p[r][c] V[c][j]; cells with p = 0 have no effect, whatever they hold.
+    void (*values)(const float * p, int64_t num_rows, int64_t d, const uint8_t * v, int64_t stride, int64_t n, const attention_ahead & next,
+                   const float * alpha, float * o);
+    // Rows as f32: out[c][i], zeros from n to attention_block.
+    void (*expand)(const uint8_t * cells, int64_t stride, int64_t n, int64_t d, float * out);
+};
+
+// Keys of a block in 8 bits.
+struct int8_keys {
+    uint8_t * codes;   // [d / 4][attention_block][4], signed or offset by 128 as the instruction set wants it
+    float * scales;    // [attention_block]
+    float largest_scale, largest_norm; // over the cells, for the error bound
+    bool finite;
+};
+struct int8_values {
+    int8_t * codes;    // [attention_block / 4][d][4]
+    float * scales;    // [attention_block]
+    float largest_scale;
+    bool finite;
+};
+// Queries in 8 bits: num_groups groups of channels, each with its own scale.
+struct int8_queries {
+    int8_t * codes;    // [num_rows][d]
+    float * scales;    // [num_rows][num_groups]
+    int32_t * sums;    // [num_rows][num_groups] of codes, times 128
+    float * errors;    // [num_rows][2]: the bound of a logit's deviation is errors[0] * |K| + errors[1] * scale of K
+    int64_t num_groups;
+};
+// Head sizes from 192 on have a scale for each 32 channels.
+constexpr int64_t int8_query_groups(int64_t d) { return d >= 192 && d % 32 == 0 ? d / 32 : 1; }
+
+struct attention_tiles {
+    isa token;
+    int64_t num_rows; // of a tile, at most attention_max_tile; fewer rows may be given
+    // p = 2^(s - m), and the state brought up to date: m, l and alpha = 2^(m before - m). `cap`: softcap * log2(e); rows' slopes times
+    // log2(e) likewise. first_cell: of the block, for the mask.
+    void (*softmax)(float * s, const attention_row * rows, int64_t num_rows, int64_t first_cell, int64_t n, float cap, float * m, float * l,
+                    float * alpha);
+    // K^T of a block from its expanded rows: panel[i][c], i in [0, d).
+    void (*pack_keys)(const float * rows, int64_t d, float * panel);
+    void (*tile_scores)(const float * q, int64_t num_rows, int64_t d, const float * panel, float * s);
+    // As `values` of cells, from expanded rows.
+    void (*tile_values)(const float * p, int64_t num_rows, int64_t d, const float * panel, const float * alpha, float * o);
+
+    void (*pack_int8_keys)(const float * rows, int64_t d, int64_t n, float * scratch, int8_keys & keys);
+    void (*pack_int8_values)(const float * rows, int64_t d, int64_t n, int8_values & values);
+    void (*quantize_queries)(const float * q, int64_t num_rows, int64_t d, const int8_queries & out);
+    void (*int8_scores)(const int8_queries & q, int64_t first_row, int64_t num_rows, int64_t d, const int8_keys & keys, float * s);
+    // codes[r][c] = 255 * 2^(s - largest s of the block) * scale of V / largest scale of V; weight[r] gives the codes' unit after m.
+    void (*int8_softmax)(float * s, const attention_row * rows, int64_t num_rows, int64_t first_cell, int64_t n, float cap, const int8_values & values,
+                         float * m, float * l, float * alpha, uint8_t * codes, float * weight);
+    void (*int8_values)(const uint8_t * codes, const float * weight, int64_t num_rows, int64_t d, const int8_values & values, const float * alpha,
+                        float * o);
+};
+
+#define ALLOY_KERNEL(cells, isa) extern const attention_cells attention_##cells##_##isa;
+#include "kernels/attention/kernels.inc"
+#undef ALLOY_KERNEL
+
+// The best kernels for cells of `type` within `allowed`, or null. Kernels found with one `allowed` go together.
+const attention_cells * find_attention(cell_type type, isa_set allowed = isa_allowed());
+
+} // namespace alloy

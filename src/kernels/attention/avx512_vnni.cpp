@@ -1,0 +1,183 @@
+// Family attention, AVX-512 with VNNI, 16 lanes.
+// Registers: 4 cells x 4 rows of sums where cells lie, 4 x 4 of outputs; tiles 6 rows x 64 cells or channels, 24 sums and 4 vectors.
+#include "kernels/attention/attention.h"
+
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized" // gcc 12's own _mm512_undefined_ps (gcc bug 105593)
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+#include <immintrin.h>
+
+namespace alloy {
+namespace {
+
+struct vec {
+    using reg = __m512;
+    using part = __m512;
+    using ints = __m512i;
+    using bytes = __m128i;
+    using key_codes = __m512i;
+    using value_codes = __m512i;
+    using four = __m512i;
+    static constexpr int tile_rows = 6, tile_vectors = 4;
+    static constexpr int int8_rows = 6, int8_vectors = 4;
+    static constexpr uint8_t key_offset = 128; // VPDPBUSD multiplies unsigned by signed bytes
+    static constexpr float largest_p = 255;
+    static constexpr int tokens(int rows) { return rows == 1 ? 16 : rows == 2 ? 8 : 4; }
+    static constexpr int value_vectors(int) { return 4; }
+
+    static reg zero() { return _mm512_setzero_ps(); }
+    static reg set1(float x) { return _mm512_set1_ps(x); }
+    static reg load(const float * p) { return _mm512_loadu_ps(p); }
+    static void store(float * p, reg x) { _mm512_storeu_ps(p, x); }
+    static reg add(reg x, reg y) { return _mm512_add_ps(x, y); }
+    static reg sub(reg x, reg y) { return _mm512_sub_ps(x, y); }
+    static reg mul(reg x, reg y) { return _mm512_mul_ps(x, y); }
+    static reg div(reg x, reg y) { return _mm512_div_ps(x, y); }
+    static reg fma(reg x, reg y, reg z) { return _mm512_fmadd_ps(x, y, z); } // x * y + z
+    static reg max(reg x, reg y) { return _mm512_max_ps(x, y); }
+    static reg min(reg x, reg limit) { return _mm512_min_ps(limit, x); } // NaN stays: MINPS and MAXPS return the second operand then
+    static reg max_keep_nan(reg x, reg limit) { return _mm512_max_ps(limit, x); }
+    static reg abs(reg x) { return _mm512_abs_ps(x); }
+    static reg round(reg x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT); }
+    static reg scale_by_exp2(reg x, reg whole) { return _mm512_scalef_ps(x, whole); }
+    static reg to_floats(ints x) { return _mm512_cvtepi32_ps(x); }
+    static float first(reg x) { return _mm512_cvtss_f32(x); }
+    static bool all_zero(reg x) { return _mm512_cmp_ps_mask(x, zero(), _CMP_NEQ_UQ) == 0; }
+    static float largest(reg x) {
+        __m256 half = _mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+        __m128 quarter = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+        quarter = _mm_max_ps(quarter, _mm_movehl_ps(quarter, quarter));
+        return _mm_cvtss_f32(_mm_max_ss(quarter, _mm_movehdup_ps(quarter)));
+    }
+    static float sum(reg x) { return _mm512_reduce_add_ps(x); }
+    // x + mask * slope; -inf where the mask is, also for NaN.
+    static reg add_mask(reg x, reg mask, reg slope) {
+        const reg hidden = set1(-__builtin_inff());
+        return _mm512_mask_mov_ps(fma(mask, slope, x), _mm512_cmp_ps_mask(mask, hidden, _CMP_EQ_OQ), hidden);
+    }
+    static void prefetch(const uint8_t * p) { _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T1); }
+
+    // --- cells
+    static bytes load_bytes(const uint8_t * p) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(p)); }
+    static float half(const uint8_t * p) { return _cvtsh_ss(*reinterpret_cast<const uint16_t *>(p)); }
+    static reg from_halves(const uint8_t * p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p))); }
+    static reg from_bf16(const uint8_t * p) {
+        const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
+        return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+    }
+    static reg from_signed(bytes x) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x)); }
+    static bytes low_nibbles(bytes x) { return _mm_and_si128(x, _mm_set1_epi8(15)); }
+    static bytes high_nibbles(bytes x) { return _mm_and_si128(_mm_srli_epi16(x, 4), _mm_set1_epi8(15)); }
+    static bytes set_bit4(bytes x, const uint8_t * bits) { // bit i of 16 bits into byte i
+        uint16_t mask;
+        __builtin_memcpy(&mask, bits, 2);
+        return _mm_mask_add_epi8(x, mask, x, _mm_set1_epi8(16));
+    }
+    static bytes look_up(const int8_t * table, bytes x) {
+        return _mm_shuffle_epi8(_mm_load_si128(reinterpret_cast<const __m128i *>(table)), x);
+    }
+
+    // --- dot products where cells lie: 16 sums at a time
+    static part no_sum() { return _mm512_setzero_ps(); }
+    static part dot(part sum, reg x, reg y) { return _mm512_fmadd_ps(x, y, sum); }
+    // acc[cell][row] -> s[row * attention_block + cell]
+    template <int R> static void store_sums(const part (&acc)[tokens(R)][R], float * s) {
+        __m512 quads[4]; // of each the 4 lanes hold parts of the sums of 4 cells
+        for (int q = 0; q < 4; q++) {
+            const auto at = [&](int t) __attribute__((always_inline)) {
+                if constexpr (R == 1) return acc[4 * q + t][0];
+                else if constexpr (R == 2) return acc[4 * (q & 1) + t][q >> 1];
+                else return acc[t][q < R ? q : 0];
+            };
+            const __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(at(0), at(1)), _mm512_unpackhi_ps(at(0), at(1)));
+            const __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(at(2), at(3)), _mm512_unpackhi_ps(at(2), at(3)));
+            quads[q] = _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xEE));
+        }
+        const __m512 a = _mm512_add_ps(_mm512_shuffle_f32x4(quads[0], quads[1], 0x44), _mm512_shuffle_f32x4(quads[0], quads[1], 0xEE));
+        const __m512 b = _mm512_add_ps(_mm512_shuffle_f32x4(quads[2], quads[3], 0x44), _mm512_shuffle_f32x4(quads[2], quads[3], 0xEE));
+        const __m512 sums = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xDD));
+        if constexpr (R == 1) {
+            _mm512_storeu_ps(s, sums);
+        } else if constexpr (R == 2) {
+            _mm256_storeu_ps(s, _mm512_castps512_ps256(sums));
+            _mm256_storeu_ps(s + attention_block, _mm512_extractf32x8_ps(sums, 1));
+        } else {
+            _mm_storeu_ps(s, _mm512_castps512_ps128(sums));
+            _mm_storeu_ps(s + attention_block, _mm512_extractf32x4_ps(sums, 1));
+            _mm_storeu_ps(s + 2 * attention_block, _mm512_extractf32x4_ps(sums, 2));
+            if constexpr (R == 4) _mm_storeu_ps(s + 3 * attention_block, _mm512_extractf32x4_ps(sums, 3));
+        }
+    }
+
+    // --- 16 x 16 elements of 4 bytes; strides in elements
+    static void transpose16(const float * in, int64_t stride_in, float * out, int64_t stride_out) {
+        __m512 a[16], b[16];
+        for (int i = 0; i < 16; i++) a[i] = load(in + i * stride_in);
+        for (int i = 0; i < 16; i += 2) {
+            b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+            b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+        }
+        for (int i = 0; i < 16; i += 4) {
+            a[i] = _mm512_shuffle_ps(b[i], b[i + 2], 0x44);
+            a[i + 1] = _mm512_shuffle_ps(b[i], b[i + 2], 0xEE);
+            a[i + 2] = _mm512_shuffle_ps(b[i + 1], b[i + 3], 0x44);
+            a[i + 3] = _mm512_shuffle_ps(b[i + 1], b[i + 3], 0xEE);
+        }
+        for (int i = 0; i < 4; i++) {
+            b[i] = _mm512_shuffle_f32x4(a[i], a[i + 4], 0x88);
+            b[i + 4] = _mm512_shuffle_f32x4(a[i], a[i + 4], 0xDD);
+            b[i + 8] = _mm512_shuffle_f32x4(a[i + 8], a[i + 12], 0x88);
+            b[i + 12] = _mm512_shuffle_f32x4(a[i + 8], a[i + 12], 0xDD);
+        }
+        for (int i = 0; i < 4; i++) {
+            store(out + i * stride_out, _mm512_shuffle_f32x4(b[i], b[i + 8], 0x88));
+            store(out + (i + 4) * stride_out, _mm512_shuffle_f32x4(b[i + 4], b[i + 12], 0x88));
+            store(out + (i + 8) * stride_out, _mm512_shuffle_f32x4(b[i], b[i + 8], 0xDD));
+            store(out + (i + 12) * stride_out, _mm512_shuffle_f32x4(b[i + 4], b[i + 12], 0xDD));
+        }
+    }
+
+    // --- 8 bit
+    static void store_codes(int8_t * p, reg x, uint8_t offset) {
+        const __m128i codes = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x));
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm_xor_si128(codes, _mm_set1_epi8(static_cast<char>(offset))));
+    }
+    static void store_p(uint8_t * p, const reg (&x)[4]) {
+        for (int i = 0; i < 4; i++) {
+            _mm_storeu_si128(reinterpret_cast<__m128i *>(p + 16 * i), _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(x[i])));
+        }
+    }
+    // 4 rows of d codes -> [d][4]
+    static void interleave4(const int8_t * rows, int64_t d, int8_t * out) {
+        for (int64_t i = 0; i < d; i += 16) {
+            const auto row = [&](int64_t t) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(rows + t * d + i)); };
+            const __m128i a = _mm_unpacklo_epi8(row(0), row(1)), b = _mm_unpackhi_epi8(row(0), row(1));
+            const __m128i c = _mm_unpacklo_epi8(row(2), row(3)), e = _mm_unpackhi_epi8(row(2), row(3));
+            auto * to = reinterpret_cast<__m128i *>(out + 4 * i);
+            _mm_storeu_si128(to, _mm_unpacklo_epi16(a, c));
+            _mm_storeu_si128(to + 1, _mm_unpackhi_epi16(a, c));
+            _mm_storeu_si128(to + 2, _mm_unpacklo_epi16(b, e));
+            _mm_storeu_si128(to + 3, _mm_unpackhi_epi16(b, e));
+        }
+    }
+    static ints set1_ints(int32_t x) { return _mm512_set1_epi32(x); }
+    static key_codes load_keys(const uint8_t * p) { return _mm512_loadu_si512(p); }
+    static value_codes load_values(const int8_t * p) { return _mm512_loadu_si512(p); }
+    static four load_four(const void * p) {
+        int32_t x;
+        __builtin_memcpy(&x, p, 4);
+        return _mm512_set1_epi32(x);
+    }
+    static ints dot_keys(ints sum, key_codes k, four q) { return _mm512_dpbusd_epi32(sum, k, q); }
+    static ints dot_values(ints sum, four p, value_codes v) { return _mm512_dpbusd_epi32(sum, p, v); }
+};
+
+} // namespace
+} // namespace alloy
+
+#include "kernels/attention/generic.h"
+
+namespace alloy {
+ALLOY_DEFINE_ATTENTION(avx512_vnni)
+}

@@ -1,0 +1,479 @@
+// The algorithms of family attention over vectors of 16 elements. An ISA file defines in an anonymous namespace
+//   struct vec: reg (16 f32), part (a register of partial sums of a dot product), ints (16 int32), bytes (16 bytes), the arithmetic,
+//   conversions and shuffles, and the sizes of its tiles
+// and then includes this file, so that each ISA compiles its own copy and no symbol of it leaves the object.
+#include "base/check.h"
+
+#include <string.h>
+
+#include "kernels/attention/cells.h"
+
+#if defined(__clang__)
+#define ALLOY_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define ALLOY_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+namespace alloy {
+namespace {
+
+using reg = vec::reg;
+constexpr int64_t block = attention_block;
+constexpr int block_regs = block / 16;
+constexpr float log2_e = 1.44269504088896340736f;
+constexpr float infinity = __builtin_inff();
+
+// Calls f<R>(first row) for all rows, at most `most` at a time and as evenly as that goes: 5 rows are 3 and 2, not 4 and 1.
+template <int most, class F> inline void for_rows(int64_t num_rows, F f) {
+    const int64_t passes = (num_rows + most - 1) / most;
+    for (int64_t r = 0, pass = 0; pass < passes; pass++) {
+        const int64_t rows = (num_rows - r) / (passes - pass);
+        auto run = [&]<int n>(auto & self) {
+            if (rows == n) return f.template operator()<n>(r);
+            if constexpr (n > 1) self.template operator()<n - 1>(self);
+        };
+        run.template operator()<most>(run);
+        r += rows;
+    }
+}
+
+// Calls f<vectors>(first vector) for d / 16 vectors.
+template <int most, class F> [[gnu::always_inline]] inline void for_vectors(int64_t d, F f) {
+    int64_t j = 0;
+    for (; j + most <= d / 16; j += most) f.template operator()<most>(j);
+    if constexpr (most > 2) {
+        for (; j + 2 <= d / 16; j += 2) f.template operator()<2>(j);
+    }
+    for (; j < d / 16; j++) f.template operator()<1>(j);
+}
+
+// Reads ahead what cell c of the next block stands for: as many bytes as a row has.
+[[gnu::always_inline]] inline void prefetch_row(const attention_ahead & next, int64_t c, int64_t bytes) {
+    const uint8_t * row = next.data + c * next.stride;
+    for (int64_t line = 0; line < bytes; line += 64) vec::prefetch(row + line);
+}
+
+// --- cells where they lie -------------------------------------------------------------------------------------------------------------
+template <cell_type type> constexpr int64_t row_bytes(int64_t d) {
+    return type == cell_type::f32 ? 4 * d : type == cell_type::f16 || type == cell_type::bf16 ? 2 * d : d / 32 * block_bytes(type);
+}
+
+template <cell_type type, int R> [[gnu::noinline]] void score_rows(const float * q, int64_t d, const uint8_t * k, int64_t stride, int64_t n, const attention_ahead & next, float * s) {
+    constexpr int T = vec::tokens(R);
+    for (int64_t c = 0; c < n; c += T) {
+        const uint8_t * row[T];
+        ALLOY_UNROLL for (int t = 0; t < T; t++) row[t] = k + (c + t < n ? c + t : n - 1) * stride;
+        vec::part acc[T][R];
+        ALLOY_UNROLL for (int t = 0; t < T; t++) {
+            prefetch_row(next, c + t, row_bytes<type>(d));
+            ALLOY_UNROLL for (int r = 0; r < R; r++) acc[t][r] = vec::no_sum();
+        }
+        const auto add = [&]<int half>(int64_t pair) __attribute__((always_inline)) {
+            reg x[R];
+            ALLOY_UNROLL for (int r = 0; r < R; r++) x[r] = vec::load(q + r * d + 32 * pair + 16 * half);
+            ALLOY_UNROLL for (int t = 0; t < T; t++) {
+                const reg y = load16<type, half>(row[t], pair);
+                ALLOY_UNROLL for (int r = 0; r < R; r++) acc[t][r] = vec::dot(acc[t][r], x[r], y);
+            }
+        };
+        for (int64_t pair = 0; pair < d / 32; pair++) {
+            add.template operator()<0>(pair);
+            add.template operator()<1>(pair);
+        }
+        if (d % 32 != 0) add.template operator()<0>(d / 32);
+        vec::store_sums<R>(acc, s + c);
+    }
+}
+
+template <cell_type type> void scores(const float * q, int64_t num_rows, int64_t d, const uint8_t * k, int64_t stride, int64_t n, const attention_ahead & next, float * s) {
+    ALLOY_EXPECT(n >= 1 && n <= block && d % 16 == 0);
+    for_rows<4>(num_rows, [&]<int R>(int64_t r) { score_rows<type, R>(q + r * d, d, k, stride, n, next, s + r * block); });
+}
+
+template <int R, int J> [[gnu::always_inline]] inline bool all_finite(const reg (&acc)[R][J]) {
+    reg zero = vec::zero();
+    ALLOY_UNROLL for (int r = 0; r < R; r++) {
+        ALLOY_UNROLL for (int j = 0; j < J; j++) zero = vec::fma(acc[r][j], vec::zero(), zero); // 0, or NaN
+    }
+    return vec::all_zero(zero);
+}
+
+// o[j] for one row as in `values`, but without the cells whose p is 0: they may hold NaN.
+template <class Load> [[gnu::noinline]] void values_of_seen_cells(const float * p, int64_t n, float alpha, float * o, int64_t vectors, Load load) {
+    for (int64_t j = 0; j < vectors; j++) {
+        reg acc = vec::mul(vec::load(o + 16 * j), vec::set1(alpha));
+        for (int64_t c = 0; c < n; c++) {
+            if (p[c] != 0) acc = vec::fma(vec::set1(p[c]), load(c, j), acc);
+        }
+        vec::store(o + 16 * j, acc);
+    }
+}
+
+// o = o * alpha + p x for R rows and J vectors; load(c, j) gives vector j of cell c.
+template <int R, int J, class Load>
+[[gnu::always_inline]] inline void add_products(const float * p, int64_t n, const float * alpha, float * o, int64_t d, Load load) {
+    reg acc[R][J];
+    ALLOY_UNROLL for (int r = 0; r < R; r++) {
+        ALLOY_UNROLL for (int j = 0; j < J; j++) acc[r][j] = vec::mul(vec::load(o + r * d + 16 * j), vec::set1(alpha[r]));
+    }
+    for (int64_t c = 0; c < n; c++) {
+        reg x[J];
+        ALLOY_UNROLL for (int j = 0; j < J; j++) x[j] = load(c, j);
+        ALLOY_UNROLL for (int r = 0; r < R; r++) {
+            const reg w = vec::set1(p[r * block + c]);
+            ALLOY_UNROLL for (int j = 0; j < J; j++) acc[r][j] = vec::fma(w, x[j], acc[r][j]);
+        }
+    }
+    if (!all_finite(acc)) {
+        for (int r = 0; r < R; r++) values_of_seen_cells(p + r * block, n, alpha[r], o + r * d, J, load);
+        return;
+    }
+    ALLOY_UNROLL for (int r = 0; r < R; r++) {
+        ALLOY_UNROLL for (int j = 0; j < J; j++) vec::store(o + r * d + 16 * j, acc[r][j]);
+    }
+}
+
+template <cell_type type, int R>
+[[gnu::noinline]] void value_rows(const float * p, int64_t d, const uint8_t * v, int64_t stride, int64_t n, const attention_ahead & next, const float * alpha,
+                                  float * o) {
+    const auto add = [&]<int J, int half>(int64_t first) __attribute__((always_inline)) { // half: of the first vector
+        const int64_t pair = first / 2, from = first * row_bytes<type>(32) / 2;
+        const attention_ahead ahead{next.data + from, next.stride};
+        add_products<R, J>(p, n, alpha, o + 16 * first, d, [=](int64_t c, int64_t j) __attribute__((always_inline)) {
+            if (j == 0) prefetch_row(ahead, c, J * row_bytes<type>(32) / 2);
+            return (half + j) % 2 == 0 ? load16<type, 0>(v + c * stride, pair + (half + j) / 2) : load16<type, 1>(v + c * stride, pair + (half + j) / 2);
+        });
+    };
+    for_vectors<vec::value_vectors(R)>(d, [&]<int J>(int64_t first) __attribute__((always_inline)) {
+        if (J == 1 && first % 2 != 0) add.template operator()<J, 1>(first);
+        else add.template operator()<J, 0>(first);
+    });
+}
+
+template <cell_type type>
+void values(const float * p, int64_t num_rows, int64_t d, const uint8_t * v, int64_t stride, int64_t n, const attention_ahead & next, const float * alpha,
+            float * o) {
+    for_rows<4>(num_rows, [&]<int R>(int64_t r) { value_rows<type, R>(p + r * block, d, v, stride, n, next, alpha + r, o + r * d); });
+}
+
+template <cell_type type> void expand(const uint8_t * cells, int64_t stride, int64_t n, int64_t d, float * out) {
+    for (int64_t c = 0; c < n; c++) {
+        const uint8_t * row = cells + c * stride;
+        for (int64_t g = 0; g < d / 16; g++) {
+            vec::store(out + c * d + 16 * g, g % 2 == 0 ? load16<type, 0>(row, g / 2) : load16<type, 1>(row, g / 2));
+        }
+    }
+    memset(out + n * d, 0, static_cast<size_t>((block - n) * d) * sizeof(float));
+}
+
+// --- softmax --------------------------------------------------------------------------------------------------------------------------
+// 2^x for x <= 0 or so. Relative error 8e-8 with degree 5, 8e-5 with degree 3 (whose results become 8 bit). -inf gives 0, NaN NaN.
+template <int degree> [[gnu::always_inline]] inline reg exp2(reg x) {
+    x = vec::max_keep_nan(x, vec::set1(-200));
+    const reg whole = vec::round(x), f = vec::sub(x, whole);
+    reg y;
+    if constexpr (degree == 5) {
+        y = vec::fma(vec::set1(1.3276472e-3f), f, vec::set1(9.67554133e-3f));
+        y = vec::fma(y, f, vec::set1(5.55071327e-2f));
+        y = vec::fma(y, f, vec::set1(2.40221197e-1f));
+        y = vec::fma(y, f, vec::set1(6.93146967e-1f));
+        y = vec::fma(y, f, vec::set1(1.00000007f));
+    } else {
+        y = vec::fma(vec::set1(5.51716691e-2f), f, vec::set1(2.42611122e-1f));
+        y = vec::fma(y, f, vec::set1(6.93260985e-1f));
+        y = vec::fma(y, f, vec::set1(9.99928074e-1f));
+    }
+    return vec::scale_by_exp2(y, whole);
+}
+
+// Scores of one row as logits in units of log2: softcap, mask; -inf for hidden cells and those beyond n.
+[[gnu::always_inline]] inline void logits(float * s, const attention_row & row, int64_t first_cell, int64_t n, float cap, reg (&x)[block_regs]) {
+    for (int64_t c = n; c < block; c++) s[c] = -infinity;
+    ALLOY_UNROLL for (int i = 0; i < block_regs; i++) x[i] = vec::load(s + 16 * i);
+    if (cap != 0) { // tanh(y) = 1 - 2 / (exp(2 y) + 1)
+        for (int i = 0; i < block_regs; i++) {
+            const reg e = exp2<5>(vec::min(vec::mul(x[i], vec::set1(2 * log2_e / cap)), vec::set1(100)));
+            const reg t = vec::sub(vec::set1(1), vec::div(vec::set1(2), vec::add(e, vec::set1(1))));
+            x[i] = vec::mul(vec::set1(cap), t);
+        }
+        for (int64_t c = n; c < block; c++) {
+            for (int i = 0; i < block_regs; i++) vec::store(s + 16 * i, x[i]);
+            for (; c < block; c++) s[c] = -infinity;
+            for (int i = 0; i < block_regs; i++) x[i] = vec::load(s + 16 * i);
+        }
+    }
+    if (row.mask == nullptr || (row.sight[first_cell / block] & sight_masked) == 0) return;
+    const auto * mask = reinterpret_cast<const uint8_t *>(row.mask + first_cell);
+    uint8_t padded[2 * block];
+    if (n < block) {
+        memset(padded, 0, sizeof(padded));
+        memcpy(padded, mask, static_cast<size_t>(2 * n));
+        mask = padded;
+    }
+    const reg slope = vec::set1(row.slope * log2_e);
+    ALLOY_UNROLL for (int i = 0; i < block_regs; i++) x[i] = vec::add_mask(x[i], vec::from_halves(mask + 32 * i), slope);
+}
+
+void softmax(float * s, const attention_row * rows, int64_t num_rows, int64_t first_cell, int64_t n, float cap, float * m, float * l, float * alpha) {
+    for (int64_t r = 0; r < num_rows; r++, s += block, l += 16) {
+        reg x[block_regs];
+        logits(s, rows[r], first_cell, n, cap, x);
+        const float largest = vec::largest(vec::max(vec::max(x[0], x[1]), vec::max(x[2], x[3])));
+        const float before = m[r], after = largest > before ? largest : before;
+        const reg reference = vec::set1(after == -infinity ? 0 : after);
+        reg sum = vec::zero();
+        ALLOY_UNROLL for (int i = 0; i < block_regs; i++) {
+            const reg p = exp2<5>(vec::sub(x[i], reference));
+            vec::store(s + 16 * i, p);
+            sum = vec::add(sum, p);
+        }
+        const reg factor = before == after ? vec::set1(1) : exp2<5>(vec::set1(before - after)); // both -inf: the state is empty
+        vec::store(l, vec::fma(vec::load(l), factor, sum));
+        alpha[r] = vec::first(factor);
+        m[r] = after;
+    }
+}
+
+// --- f32 tiles ------------------------------------------------------------------------------------------------------------------------
+void pack_keys(const float * rows, int64_t d, float * panel) {
+    for (int64_t i = 0; i < d; i += 16) {
+        for (int64_t c = 0; c < block; c += 16) vec::transpose16(rows + c * d + i, d, panel + i * block + c, block);
+    }
+}
+
+template <int R> [[gnu::noinline]] void tile_score_rows(const float * q, int64_t d, const float * panel, float * s) {
+    constexpr int J = vec::tile_vectors;
+    for (int64_t first = 0; first < block_regs; first += J) {
+        reg acc[R][J];
+        ALLOY_UNROLL for (int r = 0; r < R; r++) {
+            ALLOY_UNROLL for (int j = 0; j < J; j++) acc[r][j] = vec::zero();
+        }
+        const float * row = panel + 16 * first;
+        for (int64_t i = 0; i < d; i++, row += block) {
+            reg x[J];
+            ALLOY_UNROLL for (int j = 0; j < J; j++) x[j] = vec::load(row + 16 * j);
+            ALLOY_UNROLL for (int r = 0; r < R; r++) {
+                const reg w = vec::set1(q[r * d + i]);
+                ALLOY_UNROLL for (int j = 0; j < J; j++) acc[r][j] = vec::fma(w, x[j], acc[r][j]);
+            }
+        }
+        ALLOY_UNROLL for (int r = 0; r < R; r++) {
+            ALLOY_UNROLL for (int j = 0; j < J; j++) vec::store(s + r * block + 16 * (first + j), acc[r][j]);
+        }
+    }
+}
+
+void tile_scores(const float * q, int64_t num_rows, int64_t d, const float * panel, float * s) {
+    for_rows<vec::tile_rows>(num_rows, [&]<int R>(int64_t r) { tile_score_rows<R>(q + r * d, d, panel, s + r * block); });
+}
+
+template <int R> [[gnu::noinline]] void tile_value_rows(const float * p, int64_t d, const float * panel, const float * alpha, float * o) {
+    for_vectors<vec::tile_vectors>(d, [&]<int J>(int64_t first) __attribute__((always_inline)) {
+        const float * column = panel + 16 * first;
+        add_products<R, J>(p, block, alpha, o + 16 * first, d,
+                           [=](int64_t c, int64_t j) __attribute__((always_inline)) { return vec::load(column + c * d + 16 * j); });
+    });
+}
+
+void tile_values(const float * p, int64_t num_rows, int64_t d, const float * panel, const float * alpha, float * o) {
+    for_rows<vec::tile_rows>(num_rows, [&]<int R>(int64_t r) { tile_value_rows<R>(p + r * block, d, panel, alpha + r, o + r * d); });
+}
+
+// --- 8-bit tiles ----------------------------------------------------------------------------------------------------------------------
+// codes[i] = x[i] / scale rounded to even, scale = max |x| / 127; `offset` is added to each code.
+inline float quantize_row(const float * x, int64_t d, uint8_t offset, int8_t * codes) {
+    reg largest = vec::zero();
+    for (int64_t i = 0; i < d; i += 16) largest = vec::max(largest, vec::abs(vec::load(x + i)));
+    const float scale = vec::largest(largest) / 127;
+    const reg inverse = vec::set1(scale > 0x1p-120f ? 1 / scale : 0);
+    for (int64_t i = 0; i < d; i += 16) vec::store_codes(codes + i, vec::mul(vec::load(x + i), inverse), offset);
+    return scale;
+}
+
+inline float norm_of(const float * x, int64_t d) {
+    reg squares = vec::zero();
+    for (int64_t i = 0; i < d; i += 16) squares = vec::fma(vec::load(x + i), vec::load(x + i), squares);
+    return __builtin_sqrtf(vec::sum(squares));
+}
+
+inline bool is_finite(float x) { return __builtin_fabsf(x) < infinity; }
+
+void pack_int8_keys(const float * rows, int64_t d, int64_t n, float * scratch, int8_keys & keys) {
+    auto * codes = reinterpret_cast<int8_t *>(scratch); // [block][d]
+    keys.largest_scale = keys.largest_norm = 0;
+    keys.finite = true;
+    for (int64_t c = 0; c < block; c++) {
+        const float scale = quantize_row(rows + c * d, d, vec::key_offset, codes + c * d);
+        keys.scales[c] = scale;
+        if (c >= n) continue;
+        const float norm = norm_of(rows + c * d, d);
+        keys.largest_scale = scale > keys.largest_scale ? scale : keys.largest_scale;
+        keys.largest_norm = norm > keys.largest_norm ? norm : keys.largest_norm;
+        keys.finite = keys.finite && is_finite(norm);
+    }
+    // Four codes are one element of the transposition.
+    const int64_t quads = d / 4;
+    auto * out = reinterpret_cast<float *>(keys.codes);
+    int64_t i = 0;
+    for (; i + 16 <= quads; i += 16) {
+        for (int64_t c = 0; c < block; c += 16) vec::transpose16(scratch + c * quads + i, quads, out + i * block + c, block);
+    }
+    for (; i < quads; i++) {
+        for (int64_t c = 0; c < block; c++) memcpy(out + i * block + c, codes + c * d + 4 * i, 4);
+    }
+}
+
+void pack_int8_values(const float * rows, int64_t d, int64_t n, int8_values & values) {
+    alignas(64) int8_t codes[4 * attention_max_d];
+    float largest = 0;
+    values.finite = true;
+    for (int64_t c = 0; c < block; c += 4) {
+        for (int64_t t = 0; t < 4; t++) {
+            const float scale = quantize_row(rows + (c + t) * d, d, 0, codes + t * d);
+            values.scales[c + t] = scale;
+            largest = scale > largest ? scale : largest;
+            values.finite = values.finite && (c + t >= n || is_finite(norm_of(rows + (c + t) * d, d)));
+        }
+        vec::interleave4(codes, d, values.codes + c * d);
+    }
+    values.largest_scale = largest;
+    const reg unit = vec::set1(largest > 0 ? vec::largest_p / largest : 0);
+    for (int64_t c = 0; c < block; c += 16) vec::store(values.scales + c, vec::mul(vec::load(values.scales + c), unit));
+}
+
+void quantize_queries(const float * q, int64_t num_rows, int64_t d, const int8_queries & out) {
+    const int64_t channels = d / out.num_groups;
+    for (int64_t r = 0; r < num_rows; r++, q += d) {
+        float largest = 0;
+        for (int64_t g = 0; g < out.num_groups; g++) {
+            int8_t * codes = out.codes + r * d + g * channels;
+            const float scale = quantize_row(q + g * channels, channels, 0, codes);
+            int32_t sum = 0;
+            for (int64_t i = 0; i < channels; i++) sum += codes[i];
+            out.scales[r * out.num_groups + g] = scale;
+            out.sums[r * out.num_groups + g] = vec::key_offset * sum;
+            largest = scale > largest ? scale : largest;
+        }
+        // Rounding to steps of a scale deviates by scale / sqrt(12); logits are in units of log2 here.
+        constexpr float deviation = 0.28867513f / log2_e;
+        out.errors[2 * r] = deviation * largest;
+        out.errors[2 * r + 1] = deviation * norm_of(q, d);
+    }
+}
+
+template <int R> [[gnu::noinline]] void int8_score_rows(const int8_queries & q, int64_t row, int64_t d, const int8_keys & keys, float * s) {
+    constexpr int J = vec::int8_vectors;
+    const int64_t groups = q.num_groups, quads = d / 4 / groups;
+    const int8_t * codes = q.codes + row * d;
+    for (int64_t first = 0; first < block_regs; first += J) {
+        for (int64_t g = 0; g < groups; g++) {
+            vec::ints acc[R][J];
+            ALLOY_UNROLL for (int r = 0; r < R; r++) {
+                const vec::ints start = vec::set1_ints(-q.sums[(row + r) * groups + g]);
+                ALLOY_UNROLL for (int j = 0; j < J; j++) acc[r][j] = start;
+            }
+            const uint8_t * panel = keys.codes + (g * quads * block + 16 * first) * 4;
+            for (int64_t i = g * quads; i < (g + 1) * quads; i++, panel += 4 * block) {
+                vec::key_codes x[J];
+                ALLOY_UNROLL for (int j = 0; j < J; j++) x[j] = vec::load_keys(panel + 64 * j);
+                ALLOY_UNROLL for (int r = 0; r < R; r++) {
+                    const vec::four w = vec::load_four(codes + r * d + 4 * i);
+                    ALLOY_UNROLL for (int j = 0; j < J; j++) acc[r][j] = vec::dot_keys(acc[r][j], x[j], w);
+                }
+            }
+            ALLOY_UNROLL for (int r = 0; r < R; r++) {
+                const reg scale = vec::set1(q.scales[(row + r) * groups + g]);
+                ALLOY_UNROLL for (int j = 0; j < J; j++) {
+                    float * out = s + r * block + 16 * (first + j);
+                    const reg k_scale = vec::load(keys.scales + 16 * (first + j));
+                    const reg x = vec::mul(vec::mul(vec::to_floats(acc[r][j]), scale), k_scale);
+                    vec::store(out, g == 0 ? x : vec::add(vec::load(out), x));
+                }
+            }
+        }
+    }
+}
+
+void int8_scores(const int8_queries & q, int64_t first_row, int64_t num_rows, int64_t d, const int8_keys & keys, float * s) {
+    for_rows<vec::int8_rows>(num_rows, [&]<int R>(int64_t r) { int8_score_rows<R>(q, first_row + r, d, keys, s + r * block); });
+}
+
+void int8_softmax(float * s, const attention_row * rows, int64_t num_rows, int64_t first_cell, int64_t n, float cap, const int8_values & values,
+                  float * m, float * l, float * alpha, uint8_t * codes, float * weight) {
+    const float unit = values.largest_scale / vec::largest_p;
+    for (int64_t r = 0; r < num_rows; r++, s += block, l += 16, codes += block) {
+        reg x[block_regs];
+        logits(s, rows[r], first_cell, n, cap, x);
+        const float largest = vec::largest(vec::max(vec::max(x[0], x[1]), vec::max(x[2], x[3])));
+        const float before = m[r], after = largest > before ? largest : before;
+        const reg reference = vec::set1(largest == -infinity ? 0 : largest);
+        reg sum = vec::zero();
+        ALLOY_UNROLL for (int i = 0; i < block_regs; i++) {
+            const reg p = exp2<3>(vec::sub(x[i], reference));
+            sum = vec::add(sum, p);
+            x[i] = vec::mul(p, vec::load(values.scales + 16 * i));
+        }
+        vec::store_p(codes, x);
+        // 2^(before - after) and 2^(largest - after): one of them is 1.
+        const reg old_factor = before == after ? vec::set1(1) : exp2<5>(vec::set1(before - after));
+        const reg new_factor = largest == after ? vec::set1(1) : exp2<5>(vec::set1(largest - after));
+        vec::store(l, vec::fma(vec::load(l), old_factor, vec::mul(sum, new_factor)));
+        alpha[r] = vec::first(old_factor);
+        weight[r] = unit * vec::first(new_factor);
+        m[r] = after;
+    }
+}
+
+template <int R>
+[[gnu::noinline]] void int8_value_rows(const uint8_t * codes, const float * weight, int64_t d, const int8_t * panel, const float * alpha, float * o) {
+    for_vectors<vec::int8_vectors>(d, [&]<int J>(int64_t first) __attribute__((always_inline)) {
+        vec::ints acc[R][J];
+        ALLOY_UNROLL for (int r = 0; r < R; r++) {
+            ALLOY_UNROLL for (int j = 0; j < J; j++) acc[r][j] = vec::set1_ints(0);
+        }
+        const int8_t * column = panel + 64 * first;
+        for (int64_t c = 0; c < block; c += 4, column += 4 * d) {
+            vec::value_codes x[J];
+            ALLOY_UNROLL for (int j = 0; j < J; j++) x[j] = vec::load_values(column + 64 * j);
+            ALLOY_UNROLL for (int r = 0; r < R; r++) {
+                const vec::four w = vec::load_four(codes + r * block + c);
+                ALLOY_UNROLL for (int j = 0; j < J; j++) acc[r][j] = vec::dot_values(acc[r][j], w, x[j]);
+            }
+        }
+        ALLOY_UNROLL for (int r = 0; r < R; r++) {
+            const reg w = vec::set1(weight[r]), a = vec::set1(alpha[r]);
+            ALLOY_UNROLL for (int j = 0; j < J; j++) {
+                float * out = o + r * d + 16 * (first + j);
+                vec::store(out, vec::fma(vec::to_floats(acc[r][j]), w, vec::mul(vec::load(out), a)));
+            }
+        }
+    });
+}
+
+void int8_values_of_tile(const uint8_t * codes, const float * weight, int64_t num_rows, int64_t d, const int8_values & values, const float * alpha,
+                         float * o) {
+    for_rows<vec::int8_rows>(num_rows, [&]<int R>(int64_t r) {
+        int8_value_rows<R>(codes + r * block, weight + r, d, values.codes, alpha + r, o + r * d);
+    });
+}
+
+} // namespace
+} // namespace alloy
+
+#define ALLOY_DEFINE_CELLS(name, isa) \
+    const attention_cells attention_##name##_##isa = {cell_type::name, &tiles, scores<cell_type::name>, values<cell_type::name>, expand<cell_type::name>};
+
+#define ALLOY_DEFINE_ATTENTION(token)                                                                                                                \
+    namespace {                                                                                                                                      \
+    constexpr attention_tiles tiles = {isa::token,       vec::tile_rows,   softmax,     pack_keys,    tile_scores,        tile_values,               \
+                                       pack_int8_keys,   pack_int8_values, quantize_queries, int8_scores, int8_softmax, int8_values_of_tile};        \
+    }                                                                                                                                                \
+    ALLOY_DEFINE_CELLS(f32, token)                                                                                                                   \
+    ALLOY_DEFINE_CELLS(f16, token)                                                                                                                   \
+    ALLOY_DEFINE_CELLS(bf16, token)                                                                                                                  \
+    ALLOY_DEFINE_CELLS(q8_0, token)                                                                                                                  \
+    ALLOY_DEFINE_CELLS(q4_0, token)                                                                                                                  \
+    ALLOY_DEFINE_CELLS(q4_1, token)                                                                                                                  \
+    ALLOY_DEFINE_CELLS(q5_0, token)                                                                                                                  \
+    ALLOY_DEFINE_CELLS(q5_1, token)                                                                                                                  \
+    ALLOY_DEFINE_CELLS(iq4_nl, token)
