@@ -2,6 +2,7 @@
 #pragma once
 #include "graph/memory.h"
 #include "host/abi_v3.h"
+#include "ops/attention.h"
 #include "ops/mul_mat.h"
 #include "ops/row_op.h"
 
@@ -28,7 +29,7 @@ struct row_chain {
     const ops::quantize_call * quantize = nullptr; // of the last call's rows, for the products that read them
 };
 
-// Memory for quantised activations of one plan; null when there was none.
+// Memory that steps of one plan work in: quantised activations, states of attention. Null when there was none.
 class scratch {
   public:
     explicit scratch(size_t bytes);
@@ -95,6 +96,8 @@ struct plan {
     std::vector<std::unique_ptr<ops::quantize_call>> quantize_calls;
     std::vector<std::unique_ptr<ops::mul_mat_call>> mul_mats;
     std::vector<std::unique_ptr<ops::mul_mat_id_call>> mul_mat_ids;
+    std::vector<std::unique_ptr<ops::mask_map>> mask_maps;
+    std::vector<std::unique_ptr<ops::attention_call>> attentions;
     std::vector<std::unique_ptr<scratch>> scratches;
     std::vector<std::unique_ptr<host::tensor>> clones; // delegated nodes with another source, such sources, CUSTOM nodes
     std::vector<std::unique_ptr<step_range>> ranges;

@@ -72,6 +72,19 @@ void run_mul_mat_id(const void * arguments, int, int num_threads) {
     static_cast<const ops::mul_mat_id_call *>(arguments)->run(num_threads);
 }
 
+constexpr int64_t rows_per_mask_task = 32;
+
+void run_mask_map(const void * arguments, int task, int) {
+    const auto & map = *static_cast<const ops::mask_map *>(arguments);
+    map.fill(task * rows_per_mask_task, std::min(map.num_rows, (task + 1) * rows_per_mask_task));
+}
+void run_attention(const void * arguments, int thread, int num_threads) {
+    const_cast<ops::attention_call *>(static_cast<const ops::attention_call *>(arguments))->run(thread, num_threads);
+}
+void join_attention(const void * arguments, int thread, int num_threads) {
+    static_cast<const ops::attention_call *>(arguments)->join(thread, num_threads);
+}
+
 // How often other nodes of the whole graph (not only this part) read `t`; -1 when the graph does not say.
 int use_count(const host::graph & graph, const tensor * t) {
     const host::hash_set & set = graph.visited;
@@ -104,6 +117,7 @@ class planner {
             look_at(live_[i]);
             size_t taken = own_kernels ? fuse(i) : 0;
             if (taken == 0 && own_kernels) taken = run_matrix(i);
+            if (taken == 0 && own_kernels) taken = run_attention_node(i);
             if (taken == 0 && own_kernels) taken = run_single(i);
             if (taken == 0) taken = delegate(i);
             i += taken;
@@ -373,6 +387,82 @@ class planner {
         }
     }
 
+    // --- attention ----------------------------------------------------------------------------------------------------------------------
+    size_t run_attention_node(size_t i) {
+        tensor * node = live_[i];
+        if (host::op_of(node) != op::flash_attn_ext || !ops::can_run_attention(node)) return 0;
+        if (slots_of_attention_.count == 0) make_attention_slots();
+        if (slots_of_attention_.memory == nullptr) return 0;
+        const ops::mask_map * map = mask_map_for(node);
+        plan_.attentions.push_back(ops::make_attention_call(node, map, cells_of(node->src[1]), cells_of(node->src[2]), precision_, slots_of_attention_));
+        const ops::attention_call * call = plan_.attentions.back().get();
+        const byte_range work = range_at(slots_of_attention_.memory, static_cast<size_t>(slots_of_attention_.floats * slots_of_attention_.count) * sizeof(float));
+        step s;
+        s.run = run_attention;
+        s.arguments = call;
+        s.num_tasks = one_task_a_thread;
+        for (const tensor * source : node->src) {
+            if (source != nullptr) s.reads.push_back(range_of(source));
+        }
+        s.reads.push_back(range_at(map->sight.get(), static_cast<size_t>(map->num_rows * map->num_blocks)));
+        s.writes = {work};
+        s.label = std::string("attention ") + cell_type_name(call->k_cells->type) + (call->int8 ? " int8" : "");
+        if (!call->few) {
+            s.writes.push_back(range_of(node));
+            s.nodes = {node};
+            plan_.steps.push_back(std::move(s));
+            return 1;
+        }
+        step join;
+        join.run = join_attention;
+        join.arguments = call;
+        join.num_tasks = one_task_a_thread;
+        join.reads = {work};
+        if (node->src[4] != nullptr) join.reads.push_back(range_of(node->src[4]));
+        join.writes = {range_of(node)};
+        join.label = "join";
+        join.nodes = {node};
+        plan_.steps.push_back(std::move(s));
+        plan_.steps.push_back(std::move(join));
+        return 1;
+    }
+
+    kv::kv_view cells_of(const tensor * t) const {
+        const kv::cache_tensor * cache = cache_of(t);
+        return cache != nullptr ? cache->view(*t) : kv::plain_view(*t);
+    }
+
+    // One set of slots for all attention nodes, which run one after another. A host may use more threads than there are processors;
+    // those that find no slot leave the work to the others.
+    void make_attention_slots() {
+        slots_of_attention_.count = std::min<int64_t>(2 * os::usable_cpus() + 2, ops::attention_max_slots);
+        for (const tensor * node : live_) {
+            if (ops::can_run_attention(node)) slots_of_attention_.floats = std::max(slots_of_attention_.floats, ops::attention_slot_floats(node));
+        }
+        plan_.scratches.push_back(std::make_unique<scratch>(static_cast<size_t>(slots_of_attention_.floats * slots_of_attention_.count) * sizeof(float)));
+        slots_of_attention_.memory = reinterpret_cast<float *>(plan_.scratches.back()->data());
+        const std::string precision = text_of(option::attention);
+        if (precision == "exact") precision_ = ops::attention_precision::exact;
+        if (precision == "int8") precision_ = ops::attention_precision::int8;
+    }
+
+    const ops::mask_map * mask_map_for(const tensor * node) {
+        for (const auto & map : plan_.mask_maps) {
+            if (map->serves(node)) return map.get();
+        }
+        plan_.mask_maps.push_back(std::make_unique<ops::mask_map>(ops::make_mask_map(node)));
+        const ops::mask_map * map = plan_.mask_maps.back().get();
+        step s;
+        s.run = run_mask_map;
+        s.arguments = map;
+        s.num_tasks = static_cast<int>((map->num_rows + rows_per_mask_task - 1) / rows_per_mask_task);
+        if (map->mask != nullptr) s.reads = {range_of(map->mask)};
+        s.writes = {range_at(map->sight.get(), static_cast<size_t>(map->num_rows * map->num_blocks))};
+        s.label = "mask map";
+        plan_.steps.push_back(std::move(s));
+        return map;
+    }
+
     size_t run_single(size_t i) {
         tensor * node = live_[i];
         if (!can_run(node)) return 0;
@@ -583,6 +673,8 @@ class planner {
     plan plan_;
     std::vector<tensor *> live_;
     std::unordered_set<const tensor *> produced_;
+    ops::attention_slots slots_of_attention_;
+    ops::attention_precision precision_ = ops::attention_precision::automatic;
     std::vector<uint8_t *> slots_;
     size_t next_slot_ = 0;
     std::vector<quantized_source> quantized_;

@@ -62,7 +62,7 @@ bool cache_tensor::copy_from(const cache_tensor & source, size_t source_offset, 
 
 bool cache_tensor::materialise() { return true; } // plain rows always are
 
-kv_view cache_tensor::view(const host::tensor & t) const {
+kv_view plain_view(const host::tensor & t) {
     kv_view v{t.type, t.ne[0], t.ne[2], t.ne[3], t.ne[1], {}};
     v.runs.reserve(static_cast<size_t>(v.streams * v.heads));
     for (int64_t stream = 0; stream < v.streams; stream++) {
@@ -73,5 +73,7 @@ kv_view cache_tensor::view(const host::tensor & t) const {
     }
     return v;
 }
+
+kv_view cache_tensor::view(const host::tensor & t) const { return plain_view(t); }
 
 } // namespace alloy::kv

@@ -42,6 +42,9 @@ struct kv_view {
     const std::vector<cell_run> & of(int64_t stream, int64_t head) const { return runs[stream * heads + head]; }
 };
 
+// The view of a [d, cells, heads, streams] tensor that lies in memory as it is described.
+kv_view plain_view(const host::tensor & t);
+
 class cache_tensor {
   public:
     cache_tensor(const host::tensor & declared, void * address, size_t bytes);

@@ -5,29 +5,14 @@
 #include "host/abi_v3.h"
 #include "kernels/matmul/matmul.h"
 #include "kernels/quantize/quantize.h"
+#include "ops/work_counter.h"
 #include "weights/weights.h"
 
-#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <vector>
 
 namespace alloy::ops {
-
-// Hands out pieces of work to the threads of one step: fast cores take more. Ready for the next run once every thread was refused.
-class work_counter {
-  public:
-    // The next of `pieces`, or -1. Each of num_threads threads asks until it is refused.
-    int64_t take(int64_t pieces, int num_threads) {
-        const int64_t mine = next_.fetch_add(1, std::memory_order_relaxed);
-        if (mine < pieces) return mine;
-        if (mine == pieces + num_threads - 1) next_.store(0, std::memory_order_relaxed); // the last to be refused
-        return -1;
-    }
-
-  private:
-    std::atomic<int64_t> next_{0};
-};
 
 // f32 rows of a tensor -> activation rows at `out`, in the order i1 fastest.
 struct quantize_call {

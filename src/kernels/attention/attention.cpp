@@ -83,11 +83,11 @@ class packed_block {
         expanded_ = true;
         args_.k_cells->expand(run_->k + first_ * run_->stride_k, run_->stride_k, n_, args_.d_k, k_rows_);
         args_.v_cells->expand(run_->v + first_ * run_->stride_v, run_->stride_v, n_, args_.d_v, v_rows_);
-        if (!args_.int8 || !args_.rotate) return;
-        for (int64_t c = 0; c < n_; c++) {
-            rotate_row(k_rows_ + c * args_.d_k, args_.d_k, rotation_of(args_.d_k));
-            rotate_row(v_rows_ + c * args_.d_v, args_.d_v, rotation_of(args_.d_v));
-        }
+        if (args_.int8 && args_.rotate_k) rotate_rows(k_rows_, args_.d_k);
+        if (args_.int8 && args_.rotate_v) rotate_rows(v_rows_, args_.d_v);
+    }
+    void rotate_rows(float * rows, int64_t d) const {
+        for (int64_t c = 0; c < n_; c++) rotate_row(rows + c * d, d, rotation_of(d));
     }
     void pack_int8() {
         if (packed_int8_) return;
@@ -133,6 +133,9 @@ bool cell_type_of_host(int host_type, cell_type & type) {
     }
     return false;
 }
+
+int64_t cell_type_bytes(cell_type type) { return traits[static_cast<int>(type)].bytes; }
+bool is_quantised(cell_type type) { return traits[static_cast<int>(type)].elements > 1; }
 
 int64_t cell_row_bytes(cell_type type, int64_t d) {
     const cell_traits & t = traits[static_cast<int>(type)];
@@ -184,7 +187,7 @@ void attention_begin(const attention_args & args, const attention_state & state)
     for (int64_t r = 0; r < args.num_rows; r++) {
         float * q = state.q + r * args.d_k;
         for (int64_t i = 0; i < args.d_k; i++) q[i] = args.rows[r].q[i] * scale;
-        if (args.int8 && args.rotate) rotate_row(q, args.d_k, packed_block::rotation_of(args.d_k));
+        if (args.int8 && args.rotate_k) rotate_row(q, args.d_k, packed_block::rotation_of(args.d_k));
     }
     std::fill_n(state.m, args.num_rows, -INFINITY);
     std::fill_n(state.l, args.num_rows * 16, 0.0f);
@@ -202,7 +205,7 @@ attention_ahead ahead_of(const uint8_t * next, int64_t stride, int64_t row_bytes
 } // namespace
 
 void attend_block(const attention_args & args, const attention_state & state, int64_t run, int64_t block, int64_t head, int64_t num_heads) {
-    ALLOY_EXPECT(!args.rotate || !args.int8);
+    ALLOY_EXPECT(!args.int8 || (!args.rotate_k && !args.rotate_v));
     const attention_run & cells = args.runs[run];
     const int64_t first = block * attention_block, n = std::min(attention_block, cells.num_cells - first);
     const int64_t cell_block = (cells.first_cell + first) / attention_block;
@@ -305,7 +308,7 @@ void attention_finish(const attention_args & args, const attention_state * state
             for (int64_t j = 0; j < args.d_v; j++) row.out[j] += factor * o[j];
         }
         for (int64_t j = 0; j < args.d_v; j++) row.out[j] /= l;
-        if (args.int8 && args.rotate) rotate_row(row.out, args.d_v, packed_block::rotation_of(args.d_v));
+        if (args.int8 && args.rotate_v) rotate_row(row.out, args.d_v, packed_block::rotation_of(args.d_v));
     }
 }
 

@@ -14,7 +14,9 @@ enum class cell_type : uint8_t {
 };
 const char * cell_type_name(cell_type type);
 bool cell_type_of_host(int host_type, cell_type & type); // false: no kernel reads this type
+int64_t cell_type_bytes(cell_type type);                 // of a block
 int64_t cell_row_bytes(cell_type type, int64_t d);       // 0: d is no whole number of blocks
+bool is_quantised(cell_type type);                       // stored in blocks of several elements
 
 // Cells are worked on in blocks: a page of the KV store, a tile of the prompt kernels.
 constexpr int64_t attention_block = 64;
@@ -79,7 +81,8 @@ struct attention_args {
     float scale;
     float softcap;  // 0: none
     bool int8;      // INT8 mode
-    bool rotate;    // INT8 mode: rotate here; false when Q, K and V are stored rotated
+    bool rotate_k;  // INT8 mode: rotate Q and K here; false when they come rotated
+    bool rotate_v;  // INT8 mode: rotate V here, and the output back
 };
 
 // Standard deviation of a logit, from rounding Q and K, above which INT8 mode computes a block in f32.

@@ -62,6 +62,7 @@ struct scene {
           sight(static_cast<size_t>(s.cells / attention_block), sight_visible) {
         fill(type, k, 1);
         fill(type, v, 2);
+        const bool is_float = !is_quantised(type); // others come rotated
         const int64_t heads = s.kv_heads * s.group;
         for (int64_t i = 0; i < s.d * heads * s.tokens; i++) q.data[i] = static_cast<float>((i * 29) % 97 - 48) * 0.02f;
         rows.resize(static_cast<size_t>(s.kv_heads));
@@ -74,7 +75,7 @@ struct scene {
                 }
             }
             args.push_back({nullptr, nullptr, s.d, s.d, &runs[h], 1, rows[h].data(), s.group * s.tokens, 1 / std::sqrt(static_cast<float>(s.d)), 0,
-                            s.int8, s.int8 && (type == cell_type::f32 || type == cell_type::f16 || type == cell_type::bf16)});
+                            s.int8, is_float, is_float});
             states.push_back(attention_state_at(state.data + h * attention_state_floats(s.group * s.tokens, s.d, s.d), s.group * s.tokens, s.d, s.d));
         }
     }

@@ -1,0 +1,313 @@
+#include "ops/attention.h"
+
+#include "base/counters.h"
+#include "host/ops.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace alloy::ops {
+namespace {
+
+using host::tensor;
+
+// Up to so many rows of one KV head, reading cells where they lie is faster than repacking them for tiles.
+constexpr int64_t few_rows = 16;
+// Pieces for each thread: enough to even out what neighbours on the machine take away.
+constexpr int64_t pieces_a_thread = 4;
+// Rows of a piece of a prompt: queries and outputs of so many floats stay in L2, and repacking the cells costs little beside their use.
+constexpr int64_t floats_of_piece = 65536;
+constexpr int64_t fewest_rows_of_piece = 64;
+
+int64_t max_rows_of_piece(int64_t d) { return std::max(floats_of_piece / d, fewest_rows_of_piece); }
+
+// Arrays of one slot, one after another at cache lines.
+class slot_memory {
+  public:
+    explicit slot_memory(float * begin) : next_(begin), begin_(begin) {}
+    template <class T> T * take(int64_t count) {
+        float * taken = next_;
+        next_ += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 16;
+        return reinterpret_cast<T *>(taken);
+    }
+    int64_t floats() const { return next_ - begin_; }
+
+  private:
+    float *next_, *begin_;
+};
+
+struct few_slot {
+    attention_row * rows;              // [states][rows of a state]
+    float * states;                    // [states] of floats_of_state
+    int64_t rows_of_state, floats_of_state;
+    few_slot(slot_memory & m, int64_t states, int64_t rows, int64_t d_k, int64_t d_v)
+        : rows(m.take<attention_row>(states * rows)), rows_of_state(rows), floats_of_state(attention_state_floats(rows, d_k, d_v)) {
+        this->states = m.take<float>(states * floats_of_state);
+    }
+    attention_state state(int64_t i, int64_t d_k, int64_t d_v) const { return attention_state_at(states + i * floats_of_state, rows_of_state, d_k, d_v); }
+};
+
+struct many_slot {
+    attention_row * rows;
+    float *state, *scratch;
+    many_slot(slot_memory & m, int64_t max_rows, int64_t d_k, int64_t d_v)
+        : rows(m.take<attention_row>(max_rows)), state(m.take<float>(attention_state_floats(max_rows, d_k, d_v))),
+          scratch(m.take<float>(attention_scratch_floats(max_rows, d_k, d_v))) {}
+};
+
+struct shape {
+    int64_t d_k, d_v, tokens, heads, kv_heads, streams, states, group;
+    bool few;
+    explicit shape(const tensor * node)
+        : d_k(node->src[1]->ne[0]), d_v(node->src[2]->ne[0]), tokens(node->src[0]->ne[1]), heads(node->src[0]->ne[2]), kv_heads(node->src[1]->ne[2]),
+          streams(node->src[0]->ne[3]), states(streams * kv_heads), group(heads / kv_heads), few(tokens * group <= few_rows) {}
+    int64_t max_rows() const { return std::min(tokens * group, std::max(max_rows_of_piece(std::max(d_k, d_v)) / group, int64_t(1)) * group); }
+};
+
+bool has_row(const tensor * t, size_t element) { return t->nb[0] == element; }
+
+float parameter(const tensor * node, int i) {
+    float value;
+    std::memcpy(&value, node->op_params + i, sizeof(value));
+    return value;
+}
+
+// ALiBi: the slope of a head's mask.
+float slope_of(int64_t head, int64_t heads, float max_bias) {
+    if (max_bias <= 0) return 1;
+    const int64_t power = int64_t(1) << static_cast<int64_t>(std::floor(std::log2(static_cast<double>(heads))));
+    if (head < power) return std::pow(std::pow(2.0f, -max_bias / static_cast<float>(power)), static_cast<float>(head + 1));
+    return std::pow(std::pow(2.0f, -max_bias / 2 / static_cast<float>(power)), static_cast<float>(2 * (head - power) + 1));
+}
+
+template <class T> T * element(const tensor * t, int64_t i1, int64_t i2, int64_t i3) {
+    return reinterpret_cast<T *>(static_cast<char *>(t->data) + i1 * static_cast<int64_t>(t->nb[1]) + i2 * static_cast<int64_t>(t->nb[2]) +
+                                 i3 * static_cast<int64_t>(t->nb[3]));
+}
+
+void make_rows(const attention_call & call, int64_t state, int64_t first_token, int64_t num_tokens, attention_row * rows) {
+    const tensor *q = call.node->src[0], *mask = call.node->src[3], *sinks = call.node->src[4];
+    const int64_t stream = state / call.kv_heads, group = call.heads / call.kv_heads, first_head = state % call.kv_heads * group;
+    for (int64_t token = first_token; token < first_token + num_tokens; token++) {
+        for (int64_t head = first_head; head < first_head + group; head++, rows++) {
+            rows->q = element<const float>(q, token, head, stream);
+            rows->out = element<float>(call.node, head, token, stream);
+            rows->mask = mask == nullptr ? nullptr : element<const uint16_t>(mask, token, head % mask->ne[2], stream % mask->ne[3]);
+            rows->sight = call.map->row(token, head, stream);
+            rows->slope = slope_of(head, call.heads, call.max_bias);
+            rows->sink = sinks == nullptr ? -INFINITY : static_cast<const float *>(sinks->data)[head];
+        }
+    }
+}
+
+attention_args args_of(const attention_call & call, int64_t state, const attention_row * rows, int64_t num_rows) {
+    const std::vector<attention_run> & runs = call.runs[static_cast<size_t>(state)];
+    return {call.k_cells, call.v_cells,    call.d_k,  call.d_v,      runs.data(), static_cast<int64_t>(runs.size()), rows, num_rows,
+            call.scale,   call.softcap, call.int8, call.rotate_k, call.rotate_v};
+}
+
+void count_tiles(const attention_counts & counts) {
+    count(counter::attention_int8_tiles, static_cast<uint64_t>(counts.int8_tiles));
+    count(counter::attention_f32_tiles, static_cast<uint64_t>(counts.f32_tiles));
+    count(counter::attention_unsafe_tiles, static_cast<uint64_t>(counts.unsafe_tiles));
+}
+
+// Pieces: (stream, range of blocks), each for all heads, whose cells lie side by side.
+void run_few(attention_call & call, int slot, int num_slots) {
+    slot_memory memory(call.slots.memory + slot * call.slots.floats);
+    const int64_t rows = call.tokens * (call.heads / call.kv_heads), states = call.streams * call.kv_heads;
+    const few_slot mine(memory, states, rows, call.d_k, call.d_v);
+    const int64_t pieces = std::min(call.blocks, pieces_a_thread * num_slots);
+    call.started[static_cast<size_t>(slot)] = 0;
+    for (int64_t piece; (piece = call.work.take(pieces * call.streams, num_slots)) >= 0;) {
+        if (call.started[static_cast<size_t>(slot)] == 0) {
+            call.started[static_cast<size_t>(slot)] = 1;
+            for (int64_t i = 0; i < states; i++) {
+                make_rows(call, i, 0, call.tokens, mine.rows + i * rows);
+                attention_begin(args_of(call, i, mine.rows + i * rows, rows), mine.state(i, call.d_k, call.d_v));
+            }
+        }
+        const int64_t first_state = piece / pieces * call.kv_heads, part = piece % pieces;
+        int64_t block = call.blocks * part / pieces;
+        const int64_t end = call.blocks * (part + 1) / pieces;
+        // All heads of a stream have runs of the same cells.
+        int64_t passed = 0;
+        const std::vector<attention_run> & runs = call.runs[static_cast<size_t>(first_state)];
+        for (size_t r = 0; r < runs.size() && block < end; r++) {
+            const int64_t blocks = (runs[r].num_cells + attention_block - 1) / attention_block;
+            for (; block < std::min(end, passed + blocks); block++) {
+                for (int64_t head = 0; head < call.kv_heads; head++) {
+                    const int64_t i = first_state + head;
+                    attend_block(args_of(call, i, mine.rows + i * rows, rows), mine.state(i, call.d_k, call.d_v), static_cast<int64_t>(r), block - passed,
+                                 head, call.kv_heads);
+                }
+            }
+            passed += blocks;
+        }
+    }
+}
+
+// Pieces: (stream, KV head, range of tokens), the last tokens first: they see the most cells.
+void run_many(attention_call & call, int slot, int num_slots) {
+    const shape s(call.node);
+    slot_memory memory(call.slots.memory + slot * call.slots.floats);
+    const many_slot mine(memory, s.max_rows(), s.d_k, s.d_v);
+    int64_t tokens = s.max_rows() / s.group;
+    const int64_t wanted = (s.tokens * s.states + pieces_a_thread * num_slots - 1) / (pieces_a_thread * num_slots);
+    tokens = std::min(tokens, std::max({wanted, fewest_rows_of_piece / s.group, int64_t(1)}));
+    const int64_t pieces = (s.tokens + tokens - 1) / tokens;
+    for (int64_t piece; (piece = call.work.take(pieces * s.states, num_slots)) >= 0;) {
+        const int64_t state = piece % s.states, part = pieces - 1 - piece / s.states;
+        const int64_t first = s.tokens * part / pieces, num_tokens = s.tokens * (part + 1) / pieces - first;
+        make_rows(call, state, first, num_tokens, mine.rows);
+        const attention_args args = args_of(call, state, mine.rows, num_tokens * s.group);
+        const attention_state at = attention_state_at(mine.state, args.num_rows, s.d_k, s.d_v);
+        attention_begin(args, at);
+        count_tiles(attend_tiles(args, at, mine.scratch));
+        attention_finish(args, &at, 1, 0, args.num_rows);
+    }
+}
+
+} // namespace
+
+// --- the mask ---------------------------------------------------------------------------------------------------------------------------
+mask_map make_mask_map(const tensor * node) {
+    mask_map map;
+    map.mask = node->src[3];
+    map.num_cells = node->src[1]->ne[1];
+    map.num_blocks = (map.num_cells + attention_block - 1) / attention_block;
+    map.num_rows = map.mask == nullptr ? 1 : map.mask->ne[1] * map.mask->ne[2] * map.mask->ne[3];
+    map.sight = std::make_unique<uint8_t[]>(static_cast<size_t>(map.num_rows * map.num_blocks));
+    return map;
+}
+
+bool mask_map::serves(const tensor * node) const { return node->src[3] == mask && node->src[1]->ne[1] == num_cells; }
+
+const uint8_t * mask_map::row(int64_t token, int64_t head, int64_t stream) const {
+    if (mask == nullptr) return sight.get();
+    return sight.get() + ((stream % mask->ne[3] * mask->ne[2] + head % mask->ne[2]) * mask->ne[1] + token) * num_blocks;
+}
+
+void mask_map::fill(int64_t begin, int64_t end) const {
+    constexpr uint16_t hidden = 0xFC00; // -inf
+    for (int64_t r = begin; r < end; r++) {
+        const uint16_t * values = nullptr;
+        if (mask != nullptr) values = element<const uint16_t>(mask, r % mask->ne[1], r / mask->ne[1] % mask->ne[2], r / mask->ne[1] / mask->ne[2]);
+        int64_t recent = 0; // visible cells from the block on
+        for (int64_t b = num_blocks - 1; b >= 0; b--) {
+            const int64_t first = b * attention_block, n = std::min(attention_block, num_cells - first);
+            uint16_t shown = 0, other = 0;
+            int64_t visible = n;
+            if (values != nullptr) {
+                for (int64_t c = first; c < first + n; c++) {
+                    shown |= values[c] ^ hidden;
+                    other |= values[c] & 0x7FFF;
+                }
+                if (recent < attention_window && shown != 0 && other != 0) visible = n - std::count(values + first, values + first + n, hidden);
+            } else {
+                shown = 1;
+            }
+            uint8_t bits = shown == 0 ? 0 : sight_visible;
+            if (other != 0) bits |= sight_masked;
+            if (shown != 0 && recent < attention_window) {
+                bits |= sight_recent;
+                recent += visible;
+            }
+            sight[static_cast<size_t>(r * num_blocks + b)] = bits;
+        }
+    }
+}
+
+// --- calls ------------------------------------------------------------------------------------------------------------------------------
+bool can_run_attention(const tensor * node) {
+    const tensor *q = node->src[0], *k = node->src[1], *v = node->src[2], *mask = node->src[3], *sinks = node->src[4];
+    if (host::op_of(node) != host::op::flash_attn_ext || q == nullptr || k == nullptr || v == nullptr) return false;
+    cell_type k_type, v_type;
+    if (!cell_type_of_host(k->type, k_type) || !cell_type_of_host(v->type, v_type)) return false;
+    if (find_attention(k_type) == nullptr || find_attention(v_type) == nullptr) return false;
+    const auto fits = [](const tensor * t, cell_type type) {
+        return t->ne[0] > 0 && t->ne[0] % 16 == 0 && t->ne[0] <= attention_max_d && cell_row_bytes(type, t->ne[0]) > 0 &&
+               has_row(t, static_cast<size_t>(cell_type_bytes(type)));
+    };
+    const bool same_cells = std::equal(k->ne + 1, k->ne + host::max_dims, v->ne + 1);
+    const bool queries_fit = q->type == host::type_f32 && has_row(q, sizeof(float)) && q->ne[0] == k->ne[0] && q->ne[2] % k->ne[2] == 0 && q->ne[3] == k->ne[3];
+    const bool mask_fits = mask == nullptr || (mask->type == host::type_f16 && has_row(mask, 2) && mask->ne[0] >= k->ne[1] && mask->ne[1] >= q->ne[1]);
+    const bool sinks_fit = sinks == nullptr || (sinks->type == host::type_f32 && has_row(sinks, sizeof(float)) && sinks->ne[0] >= q->ne[2]);
+    const bool out_fits = node->type == host::type_f32 && has_row(node, sizeof(float)) && node->ne[0] == v->ne[0];
+    return fits(k, k_type) && fits(v, v_type) && same_cells && k->ne[1] > 0 && queries_fit && mask_fits && sinks_fit && out_fits;
+}
+
+int64_t attention_slot_floats(const tensor * node) {
+    const shape s(node);
+    slot_memory sizes(nullptr);
+    if (s.few) few_slot(sizes, s.states, s.tokens * s.group, s.d_k, s.d_v);
+    else many_slot(sizes, s.max_rows(), s.d_k, s.d_v);
+    return sizes.floats();
+}
+
+std::unique_ptr<attention_call> make_attention_call(const tensor * node, const mask_map * map, const kv::kv_view & keys, const kv::kv_view & values,
+                                                    attention_precision precision, const attention_slots & slots) {
+    const shape s(node);
+    auto call = std::make_unique<attention_call>();
+    cell_type k_type{}, v_type{};
+    cell_type_of_host(keys.type, k_type);
+    cell_type_of_host(values.type, v_type);
+    call->node = node;
+    call->map = map;
+    call->k_cells = find_attention(k_type);
+    call->v_cells = find_attention(v_type);
+    for (int64_t i = 0; i < s.states; i++) {
+        const std::vector<kv::cell_run> &k = keys.runs[static_cast<size_t>(i)], &v = values.runs[static_cast<size_t>(i)];
+        std::vector<attention_run> runs;
+        for (size_t r = 0, first = 0; r < k.size(); first += static_cast<size_t>(k[r].cells), r++) {
+            runs.push_back({k[r].data, v[r].data, static_cast<int64_t>(k[r].stride), static_cast<int64_t>(v[r].stride), static_cast<int64_t>(first), k[r].cells});
+        }
+        call->runs.push_back(std::move(runs));
+    }
+    call->streams = s.streams;
+    call->kv_heads = s.kv_heads;
+    call->tokens = s.tokens;
+    call->heads = s.heads;
+    call->blocks = map->num_blocks;
+    call->d_k = s.d_k;
+    call->d_v = s.d_v;
+    call->scale = parameter(node, 0);
+    call->max_bias = parameter(node, 1);
+    call->softcap = parameter(node, 2);
+    call->few = s.few;
+    // A quantised cache is the user's consent to 8 bits, and the host has rotated what it holds.
+    const bool declared = is_quantised(k_type) && is_quantised(v_type);
+    call->int8 = !s.few && (precision == attention_precision::int8 || (precision == attention_precision::automatic && declared));
+    call->rotate_k = call->int8 && !is_quantised(k_type);
+    call->rotate_v = call->int8 && !is_quantised(v_type);
+    call->slots = slots;
+    call->started.resize(static_cast<size_t>(slots.count));
+    return call;
+}
+
+void attention_call::run(int thread, int num_threads) {
+    const int num_slots = static_cast<int>(std::min<int64_t>(num_threads, slots.count));
+    if (thread >= num_slots) return;
+    if (few) run_few(*this, thread, num_slots);
+    else run_many(*this, thread, num_slots);
+}
+
+void attention_call::join(int thread, int num_threads) const {
+    const int64_t num_slots = std::min<int64_t>(num_threads, slots.count), rows = tokens * (heads / kv_heads), states = streams * kv_heads;
+    for (int64_t i = thread; i < states; i += num_threads) {
+        attention_state seen[attention_max_slots];
+        int64_t n = 0;
+        const attention_row * first = nullptr;
+        for (int64_t slot = 0; slot < num_slots; slot++) {
+            if (started[static_cast<size_t>(slot)] == 0) continue;
+            slot_memory memory(slots.memory + slot * slots.floats);
+            const few_slot other(memory, states, rows, d_k, d_v);
+            first = other.rows + i * rows;
+            seen[n++] = other.state(i, d_k, d_v);
+        }
+        attention_finish(args_of(*this, i, first, rows), seen, n, 0, rows);
+    }
+}
+
+} // namespace alloy::ops

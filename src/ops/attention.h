@@ -1,0 +1,72 @@
+// FLASH_ATTN_EXT on cells of any listed type. Few rows of queries (decoding) share the cells among the threads and join what each has
+// seen; many rows (prompts) share the rows. Work is handed out piece by piece; no barrier inside a part.
+#pragma once
+#include "host/abi_v3.h"
+#include "kernels/attention/attention.h"
+#include "kv/kv.h"
+#include "ops/work_counter.h"
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace alloy::ops {
+
+// What the rows of one mask show of each block of cells, for all attention nodes of a graph that use it.
+struct mask_map {
+    const host::tensor * mask; // F16 [cells, tokens, heads or 1, streams or 1], or null: one row, all cells visible
+    int64_t num_cells, num_blocks, num_rows;
+    std::unique_ptr<uint8_t[]> sight; // [num_rows][num_blocks] of attention_sight bits
+
+    bool serves(const host::tensor * node) const;
+    void fill(int64_t begin, int64_t end) const; // rows, from the current mask
+    const uint8_t * row(int64_t token, int64_t head, int64_t stream) const;
+};
+mask_map make_mask_map(const host::tensor * node);
+
+// How prompts are computed: GGML_ALLOY_ATTENTION.
+enum class attention_precision : uint8_t {
+    automatic, // INT8 mode where keys and values are declared quantised
+    exact,
+    int8,      // INT8 mode for all
+};
+
+// Memory for the threads of one attention step, one slot each. Further threads leave the work to those.
+constexpr int64_t attention_max_slots = 256;
+struct attention_slots {
+    float * memory = nullptr;
+    int64_t floats = 0; // of one slot
+    int64_t count = 0;
+};
+
+struct attention_call {
+    const host::tensor * node;
+    const mask_map * map;
+    const attention_cells *k_cells, *v_cells;
+    std::vector<std::vector<attention_run>> runs; // [streams * kv_heads]
+    int64_t streams, kv_heads, tokens, heads;     // tokens of a stream, heads of queries
+    int64_t blocks;                               // of cells of a stream
+    int64_t d_k, d_v;
+    float scale, softcap, max_bias;
+    bool few; // attend in parts of the cells, then join
+    bool int8, rotate_k, rotate_v;
+    attention_slots slots;
+    std::vector<uint8_t> started; // few: by slot, whether it holds a state of this run
+    mutable work_counter work;
+
+    // The share of thread `thread`; all threads must call it.
+    void run(int thread, int num_threads);
+    // few: joins the states of that run and writes the output.
+    void join(int thread, int num_threads) const;
+};
+
+// The only predicate: whether kernels of ours compute this node. Never looks at data.
+bool can_run_attention(const host::tensor * node);
+
+int64_t attention_slot_floats(const host::tensor * node); // for a node that can_run_attention()
+
+// `keys`, `values`: the cells behind src[1] and src[2].
+std::unique_ptr<attention_call> make_attention_call(const host::tensor * node, const mask_map * map, const kv::kv_view & keys,
+                                                    const kv::kv_view & values, attention_precision precision, const attention_slots & slots);
+
+} // namespace alloy::ops
