@@ -509,7 +509,7 @@ class planner {
             const byte_range written = last.writes[w];
             for (const tensor * source : node->src) {
                 if (source == nullptr || !range_of(source).meets(written)) continue;
-                if (ops::rows_of(source) != before.out) return false;
+                if (ops::rows_of(source) != before.out && (source != ops::row_input(node) || call.a != before.out)) return false;
                 depends = true;
             }
             if (!rows_apart(call.out, range_of(node), before.out, written)) return false;

@@ -21,6 +21,7 @@ enum buffer_usage : int { usage_any = 0, usage_weights = 1, usage_compute = 2 };
 enum tensor_flag : int32_t { flag_input = 1, flag_output = 2, flag_compute = 16 };
 enum glu_op : int32_t { glu_geglu = 1, glu_swiglu = 2 };
 enum rope_mode : int32_t { rope_normal = 0, rope_neox = 2 };
+enum mul_mat_hint : int32_t { hint_src0_is_hadamard = 1 };
 
 enum tensor_type : int {
     type_f32 = 0,

@@ -2,6 +2,7 @@
 
 #include "base/counters.h"
 #include "host/ops.h"
+#include "kernels/rowwise/rowwise.h"
 
 #include <algorithm>
 #include <cmath>
@@ -14,6 +15,8 @@ using host::tensor;
 
 // Up to so many rows of one KV head, reading cells where they lie is faster than repacking them for tiles.
 constexpr int64_t few_rows = 16;
+// INT8 mode is for prompts. A few tokens at a time, decoding and drafts, wait for memory, not for products.
+constexpr int64_t most_tokens_in_f32 = 16;
 // Pieces for each thread: enough to even out what neighbours on the machine take away.
 constexpr int64_t pieces_a_thread = 4;
 // Rows of a piece of a prompt: queries and outputs of so many floats stay in L2, and repacking the cells costs little beside their use.
@@ -101,10 +104,21 @@ void make_rows(const attention_call & call, int64_t state, int64_t first_token, 
     }
 }
 
+void rotate(float * x, int64_t num, int64_t n) {
+    static const rowwise_kernel kernel = find_rowwise(rowwise_op::hadamard);
+    rowwise_args args{};
+    args.a = args.out = x;
+    args.stride_a = args.stride_out = n * static_cast<int64_t>(sizeof(float));
+    args.num_rows = num;
+    args.k = n;
+    kernel(args);
+}
+
 attention_args args_of(const attention_call & call, int64_t state, const attention_row * rows, int64_t num_rows) {
     const std::vector<attention_run> & runs = call.runs[static_cast<size_t>(state)];
-    return {call.k_cells, call.v_cells,    call.d_k,  call.d_v,      runs.data(), static_cast<int64_t>(runs.size()), rows, num_rows,
-            call.scale,   call.softcap, call.int8, call.rotate_k, call.rotate_v};
+    return {call.k_cells, call.v_cells, call.d_k,  call.d_v,      runs.data(),   static_cast<int64_t>(runs.size()), rows, num_rows,
+            call.scale,   call.softcap, call.int8, call.rotate_q, call.rotate_k, call.rotate_v,                      call.rotate_out,
+            rotate};
 }
 
 void count_tiles(const attention_counts & counts) {
@@ -278,9 +292,9 @@ std::unique_ptr<attention_call> make_attention_call(const tensor * node, const m
     call->few = s.few;
     // A quantised cache is the user's consent to 8 bits, and the host has rotated what it holds.
     const bool declared = is_quantised(k_type) && is_quantised(v_type);
-    call->int8 = !s.few && (precision == attention_precision::int8 || (precision == attention_precision::automatic && declared));
-    call->rotate_k = call->int8 && !is_quantised(k_type);
-    call->rotate_v = call->int8 && !is_quantised(v_type);
+    call->int8 = s.tokens > most_tokens_in_f32 && (precision == attention_precision::int8 || (precision == attention_precision::automatic && declared));
+    call->rotate_q = call->rotate_k = call->int8 && !is_quantised(k_type) ? rotation_of(s.d_k) : 0;
+    call->rotate_v = call->rotate_out = call->int8 && !is_quantised(v_type) ? rotation_of(s.d_v) : 0;
     call->slots = slots;
     call->started.resize(static_cast<size_t>(slots.count));
     return call;

@@ -49,7 +49,8 @@ struct attention_call {
     int64_t d_k, d_v;
     float scale, softcap, max_bias;
     bool few; // attend in parts of the cells, then join
-    bool int8, rotate_k, rotate_v;
+    bool int8;
+    int64_t rotate_q, rotate_k, rotate_v, rotate_out; // as in attention_args
     attention_slots slots;
     std::vector<uint8_t> started; // few: by slot, whether it holds a state of this run
     mutable work_counter work;

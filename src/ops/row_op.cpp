@@ -41,8 +41,15 @@ std::optional<rowwise_op> glu_kernel(const tensor * node) {
     }
 }
 
+// A product that the host marks as a Hadamard transform: it rotates what goes into quantised caches.
+bool is_hadamard(const tensor * node) {
+    const int64_t k = node->ne[0];
+    return node->op_params[1] == host::hint_src0_is_hadamard && k >= 16 && (k & (k - 1)) == 0;
+}
+
 std::optional<rowwise_op> kernel_of(const tensor * node) {
     switch (host::op_of(node)) {
+        case op::mul_mat: return is_hadamard(node) ? std::optional(rowwise_op::hadamard) : std::nullopt;
         case op::rms_norm: return rowwise_op::rms_norm;
         case op::add: return rowwise_op::add;
         case op::scale: return rowwise_op::scale;
@@ -82,7 +89,33 @@ row_call blank_call(rowwise_op which, const tensor * node) {
     return call;
 }
 
+bool is_dense(const tensor * t) {
+    size_t expected = sizeof(float);
+    for (int i = 0; i < host::max_dims; i++) {
+        if (t->ne[i] != 1 && t->nb[i] != expected) return false;
+        expected *= static_cast<size_t>(t->ne[i]);
+    }
+    return true;
+}
+
+// The host flattens [k, heads, tokens] to [k, heads * tokens] for the transform. The call has the rows as they were before, so that it
+// can join the chain that made them.
+void take_shape_of_source(row_call & call, const tensor * node, const tensor * a) {
+    const tensor * whole = a->view_src;
+    if (whole == nullptr || whole->data != a->data || whole->ne[0] != a->ne[0] || !is_dense(whole) || !is_dense(a) || !is_dense(node)) return;
+    if (whole->ne[1] * whole->ne[2] * whole->ne[3] != a->ne[1] * a->ne[2] * a->ne[3]) return;
+    tensor shaped = *whole;
+    call.a = rows_of(&shaped);
+    shaped.data = node->data;
+    call.out = rows_of(&shaped);
+    call.ne1 = whole->ne[1];
+    call.ne2 = whole->ne[2];
+    call.ne3 = whole->ne[3];
+}
+
 } // namespace
+
+const tensor * row_input(const tensor * node) { return host::op_of(node) == op::mul_mat ? node->src[1] : node->src[0]; }
 
 row_operand rows_of(const tensor * t, size_t offset_bytes) {
     auto stride = [&](int i) { return t->ne[i] == 1 ? int64_t{0} : static_cast<int64_t>(t->nb[i]); };
@@ -91,7 +124,7 @@ row_operand rows_of(const tensor * t, size_t offset_bytes) {
 
 bool can_run_rowwise(const tensor * node) {
     const std::optional<rowwise_op> which = kernel_of(node);
-    const tensor * a = node->src[0];
+    const tensor * a = row_input(node);
     if (!which || a == nullptr || is_empty(node) || is_empty(a) || !has_float_rows(node) || !has_float_rows(a) || find_rowwise(*which) == nullptr) {
         return false;
     }
@@ -105,8 +138,9 @@ bool can_run_rowwise(const tensor * node) {
 
 row_call make_row_call(const tensor * node, const rope_table * table) {
     row_call call = blank_call(*kernel_of(node), node);
-    call.a = rows_of(node->src[0]);
+    call.a = rows_of(row_input(node));
     switch (host::op_of(node)) {
+        case op::mul_mat: take_shape_of_source(call, node, row_input(node)); break;
         case op::rms_norm: call.p0 = float_param(node, 0); break;
         case op::add: call.b = rows_of(node->src[1]); break;
         case op::scale:

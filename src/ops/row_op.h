@@ -51,6 +51,9 @@ struct rope_table {
 };
 rope_table make_rope_table(const host::tensor * rope);
 
+// What the rows of a node are computed from, row by row.
+const host::tensor * row_input(const host::tensor * node);
+
 // The only predicate: whether a kernel of ours computes this node (types, shapes, strides, parameters, CPU). Never looks at data.
 bool can_run_rowwise(const host::tensor * node);
 

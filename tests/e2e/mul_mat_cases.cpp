@@ -1,23 +1,14 @@
 // mul_mat_cases [--case N]: thousands of small graphs around MUL_MAT and MUL_MAT_ID on the plugin in the unmodified host, each compared
-// with double precision. Deterministic from ALLOY_TEST_SEED; case N is the same graph whether it runs alone or among the others.
-#include <cstdio>
-#include <cstdlib>
-
-// Skipped, or failed where the host is required.
-static int without_host(const char * why) {
-    std::puts(why);
-    const char * required = std::getenv("ALLOY_E2E_REQUIRED");
-    return required != nullptr && *required == '1' ? 1 : 77;
-}
+// with double precision.
+#include "support/scene_cases.h"
 
 #ifndef ALLOY_HOST_HEADERS
-int main() { return without_host("built without ALLOY_HOST_SOURCE and ALLOY_HOST_BIN (tools/setup/host.sh makes both)"); }
+int main() { return alloy::test::without_headers(); }
 #else
 #include "kernels/matmul/matmul.h"
 #include "support/host_scene.h"
 #include "support/values.h"
 
-#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -369,11 +360,7 @@ void left_to_host(scene & s, int64_t i) {
     s.run();
 }
 
-const struct kind_of_case {
-    const char * name;
-    void (*make)(scene &, int64_t);
-    int64_t cases;
-} kinds[] = {
+const kind_of_case kinds[] = {
     {"product", product, 640},
     {"columns of views", columns_of_views, 240},
     {"batches", batches, 160},
@@ -410,85 +397,26 @@ bool find_packed_types(device & d) {
     return good;
 }
 
-// True: passed.
-bool run_case(const device & d, const kind_of_case & kind, int64_t index, uint64_t number, bool talk) {
-    forget_log();
-    scene s(d, seed(), number);
-    kind.make(s, index);
-    if (log_has_errors()) s.fail("the log has errors");
-    if (talk || !s.problem.empty()) std::printf("case %llu, %s: %s\n", static_cast<unsigned long long>(number), kind.name, s.description.c_str());
-    if (s.problem.empty()) return true;
-    std::printf("  FAILED: %s\n%s  again: ALLOY_TEST_SEED=%llu mul_mat_cases --case %llu\n", s.problem.c_str(), log_text().c_str(),
-                static_cast<unsigned long long>(seed()), static_cast<unsigned long long>(number));
-    return false;
-}
-
-// Every case, or case `only`; true: all passed.
-bool run_cases(device & d, int64_t only) {
-    bool good = find_packed_types(d);
+bool check_totals(const device & d, bool whole) {
     const bool packs = std::find(d.packs.begin(), d.packs.end(), true) != d.packs.end();
-    const uint64_t steps = d.count_of(counter::kernel_steps), fused = d.count_of(counter::fused_nodes);
-    uint64_t number = 0;
-    int64_t all = 0, all_passed = 0;
-    std::string table;
-    for (const kind_of_case & kind : kinds) {
-        int64_t ran = 0, passed = 0;
-        for (int64_t i = 0; i < kind.cases; i++, number++) {
-            if (only >= 0 && number != static_cast<uint64_t>(only)) continue;
-            ran++;
-            passed += run_case(d, kind, i, number, only >= 0);
-        }
-        char line[80];
-        std::snprintf(line, sizeof(line), "%-20s%8lld%8lld\n", kind.name, static_cast<long long>(ran), static_cast<long long>(passed));
-        if (ran > 0) table += line;
-        all += ran;
-        all_passed += passed;
-    }
-    std::printf("\n%-20s%8s%8s\n%s%-20s%8lld%8lld\n", "kind", "cases", "passed", table.c_str(), "all", static_cast<long long>(all),
-                static_cast<long long>(all_passed));
-    const uint64_t own = d.count_of(counter::kernel_steps) - steps, taken = d.count_of(counter::fused_nodes) - fused;
+    const uint64_t own = d.count_of(counter::kernel_steps), fused = d.count_of(counter::fused_nodes);
     std::printf("kernel steps %llu, fused nodes %llu, delegated MUL_MAT %llu, MUL_MAT_ID %llu\n", static_cast<unsigned long long>(own),
-                static_cast<unsigned long long>(taken), static_cast<unsigned long long>(d.delegated(GGML_OP_MUL_MAT)),
+                static_cast<unsigned long long>(fused), static_cast<unsigned long long>(d.delegated(GGML_OP_MUL_MAT)),
                 static_cast<unsigned long long>(d.delegated(GGML_OP_MUL_MAT_ID)));
-    if (all == 0 || (only < 0 && packs && (own == 0 || taken == 0))) {
-        std::puts("FAILED: no case, no kernel step or no fusion at all");
-        good = false;
+    if (whole && packs && (own == 0 || fused == 0)) {
+        std::puts("FAILED: no kernel step or no fusion at all");
+        return false;
     }
-    if (d.count_of(counter::packed_bytes) != 0) {
-        std::puts("FAILED: packed bytes are still counted after all weights are gone");
-        good = false;
-    }
-    return good && all_passed == all;
-}
-
-int run(int64_t only) {
-    const char *host = std::getenv("ALLOY_HOST_BIN"), *plugin = std::getenv("ALLOY_PLUGIN");
-    if (host == nullptr || *host == 0 || plugin == nullptr) {
-        return without_host("ALLOY_HOST_BIN and ALLOY_PLUGIN must name the folder of the host's programs and the plugin");
-    }
-    setenv("GGML_BACKEND_PATH", plugin, 1);
-    char folder[] = "/tmp/alloy-cases-XXXXXX";
-    if (mkdtemp(folder) == nullptr) return 1;
-    bool good = false;
-    {
-        device d;
-        const std::string missing = d.open(host, folder);
-        if (missing.empty()) good = run_cases(d, only);
-        else std::printf("%s\n", missing.c_str());
-    }
-    std::filesystem::remove_all(folder);
-    return good ? 0 : 1;
+    if (d.count_of(counter::packed_bytes) == 0) return true;
+    std::puts("FAILED: packed bytes are still counted after all weights are gone");
+    return false;
 }
 
 } // namespace
 } // namespace alloy::test
 
 int main(int argc, char ** argv) {
-    const bool one = argc == 3 && std::string(argv[1]) == "--case";
-    if (argc > 1 && !one) {
-        std::fprintf(stderr, "usage: mul_mat_cases [--case N]\n");
-        return 2;
-    }
-    return alloy::test::run(one ? std::atoll(argv[2]) : -1);
+    using namespace alloy::test;
+    return run_program({"mul_mat_cases", kinds, find_packed_types, check_totals}, argc, argv);
 }
 #endif

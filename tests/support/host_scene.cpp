@@ -36,20 +36,13 @@ ggml_context * make_context(size_t more = 0) {
     return ggml_init({.mem_size = ggml_tensor_overhead() * most_nodes + more, .mem_buffer = nullptr, .no_alloc = true});
 }
 
+bool has_tensors(ggml_context * context) { return ggml_get_first_tensor(context) != nullptr; }
+
 const char * shape_of(const ggml_tensor * t) {
     static char text[96];
     std::snprintf(text, sizeof(text), "[%lld,%lld,%lld,%lld]", static_cast<long long>(t->ne[0]), static_cast<long long>(t->ne[1]),
                   static_cast<long long>(t->ne[2]), static_cast<long long>(t->ne[3]));
     return text;
-}
-
-// Visits the byte offset of each row of a tensor, in the order of `numbers`.
-template <class Visit> void for_each_row(const ggml_tensor * t, Visit visit) {
-    for (int64_t i3 = 0; i3 < t->ne[3]; i3++)
-        for (int64_t i2 = 0; i2 < t->ne[2]; i2++)
-            for (int64_t i1 = 0; i1 < t->ne[1]; i1++) {
-                visit(i1, i2, i3, static_cast<size_t>(i1) * t->nb[1] + static_cast<size_t>(i2) * t->nb[2] + static_cast<size_t>(i3) * t->nb[3]);
-            }
 }
 
 } // namespace
@@ -89,8 +82,9 @@ bool log_has_errors() { return has_errors; }
 
 // --- a scene ------------------------------------------------------------------------------------------------------------------------
 scene::scene(const device & d, uint64_t seed, uint64_t index)
-    : dev(d), engine(seed * 0x9E3779B97F4A7C15u + index), index_(index), weights_(make_context()), leaves_(make_context()),
-      nodes_(make_context(ggml_graph_overhead_custom(most_nodes, false))), graph_(ggml_new_graph_custom(nodes_, most_nodes, false)) {
+    : dev(d), engine(seed * 0x9E3779B97F4A7C15u + index), index_(index), weights_(make_context()), caches_(make_context()),
+      leaves_(make_context()), host_leaves_(make_context()), nodes_(make_context(ggml_graph_overhead_custom(most_nodes, false))),
+      graph_(ggml_new_graph_custom(nodes_, most_nodes, false)) {
     way_ = static_cast<way>(pick(0, 2));
     inputs_on_host_ = chance(0.25);
     const int threads = static_cast<int>(pick(1, 3));
@@ -103,8 +97,10 @@ scene::scene(const device & d, uint64_t seed, uint64_t index)
 scene::~scene() {
     if (way_ == way::scheduler) ggml_backend_sched_reset(dev.scheduler);
     if (allocator_ != nullptr) ggml_gallocr_free(allocator_);
-    for (ggml_backend_buffer_t buffer : {node_buffer_, leaf_buffer_, weight_buffer_}) ggml_backend_buffer_free(buffer);
-    for (ggml_context * context : {nodes_, leaves_, weights_}) ggml_free(context);
+    for (ggml_backend_buffer_t buffer : {node_buffer_, host_leaf_buffer_, leaf_buffer_, cache_buffer_, weight_buffer_}) {
+        ggml_backend_buffer_free(buffer);
+    }
+    for (ggml_context * context : {nodes_, host_leaves_, leaves_, caches_, weights_}) ggml_free(context);
 }
 
 void scene::describe(const char * format, ...) {
@@ -154,8 +150,8 @@ input & scene::add_bias(int64_t rows) {
     ggml_set_name(t, name(".bias").c_str());
     offer(t, GGML_OP_ADD);
     describe("bias [%lld]", static_cast<long long>(rows));
-    inputs_.push_back({t, t, numbers(rows, 1, 1, 1), {}});
-    for (number & x : inputs_.back().x.v) x = exactly(std::normal_distribution<float>(0, 1)(engine));
+    inputs_.push_back({t, t, numbers(rows, 1, 1, 1), {}, {}});
+    for (number & x : inputs_.back().x.v) x = exactly(normal());
     return inputs_.back();
 }
 
@@ -180,8 +176,8 @@ input & scene::add_input(int64_t n0, int64_t n1, int64_t n2, int64_t n3, layout 
     ggml_set_name(memory, name(".input").c_str());
     ggml_set_input(memory);
     describe("input %s", shape_of(view));
-    inputs_.push_back({memory, view, numbers(n0, n1, n2, n3), {}});
-    for (number & x : inputs_.back().x.v) x = exactly(std::normal_distribution<float>(0, 1)(engine));
+    inputs_.push_back({memory, view, numbers(n0, n1, n2, n3), {}, {}});
+    for (number & x : inputs_.back().x.v) x = exactly(normal());
     return inputs_.back();
 }
 
@@ -190,7 +186,7 @@ input & scene::add_ids(int64_t n0, int64_t n1, int64_t limit, bool distinct, int
     ggml_set_name(memory, name(".ids").c_str());
     ggml_set_input(memory);
     ggml_tensor * view = gap == 0 ? memory : ggml_view_2d(leaves_, memory, n0, n1, memory->nb[1], 0);
-    inputs_.push_back({memory, view, {}, {}});
+    inputs_.push_back({memory, view, {}, {}, {}});
     std::vector<int32_t> all(static_cast<size_t>(limit));
     for (size_t i = 0; i < all.size(); i++) all[i] = static_cast<int32_t>(i);
     for (int64_t i1 = 0; i1 < n1; i1++) {
@@ -204,10 +200,18 @@ input & scene::add_ids(int64_t n0, int64_t n1, int64_t limit, bool distinct, int
     return inputs_.back();
 }
 
+input & scene::add_host_bytes(ggml_type type, int64_t n0, int64_t n1, int64_t n2, int64_t n3) {
+    ggml_tensor * t = ggml_new_tensor_4d(host_leaves_, type, n0, n1, n2, n3);
+    ggml_set_name(t, name(".bytes").c_str());
+    ggml_set_input(t);
+    inputs_.push_back({t, t, {}, {}, std::vector<uint8_t>(ggml_nbytes(t))});
+    return inputs_.back();
+}
+
 // --- operators ----------------------------------------------------------------------------------------------------------------------
 node scene::mul_mat(weight & w, ggml_tensor * rows, int64_t first, const node & x, computed_by who) {
     ggml_tensor * t = ggml_mul_mat(nodes_, rows, x.tensor);
-    (who == computed_by::host ? on_host_ : on_kernel_)[0]++;
+    note(GGML_OP_MUL_MAT, who);
     describe("%s = %s x %s", shape_of(t), w.type.name, x.tensor->name);
     const int64_t num_rows = rows->ne[1], matrices = rows->ne[2], outer = rows->ne[3];
     return {t, [&w, first, num_rows, matrices, outer, x, who] {
@@ -229,7 +233,7 @@ node scene::mul_mat_id(weight & w, const node & x, ggml_tensor * ids, std::funct
     const int64_t used = ids->ne[0], tokens = ids->ne[1], slots = x.tensor->ne[1];
     // Inputs of some slots that serve several are the host's.
     const computed_by who = w.kernel && (slots == 1 || slots == used) ? computed_by::kernel : computed_by::host;
-    (who == computed_by::host ? on_host_ : on_kernel_)[1]++;
+    note(GGML_OP_MUL_MAT_ID, who);
     describe("%s = %s x by expert", shape_of(t), w.type.name);
     return {t, [&w, used, tokens, slots, x, who, chosen = std::move(chosen)] {
                 const numbers in = x.want();
@@ -293,6 +297,11 @@ node scene::as_computed(const node & n) {
 
 void scene::step(const node & n) { ggml_build_forward_expand(graph_, n.tensor); }
 
+void scene::note(ggml_op op, computed_by who) {
+    on_host_[op] += who == computed_by::host;
+    on_kernel_ += who == computed_by::kernel;
+}
+
 void scene::expect(const node & n) {
     ggml_set_output(n.tensor);
     step(n);
@@ -301,10 +310,17 @@ void scene::expect(const node & n) {
 
 // --- life ---------------------------------------------------------------------------------------------------------------------------
 void scene::place() {
-    weight_buffer_ = ggml_backend_alloc_ctx_tensors_from_buft(weights_, dev.memory);
-    if (weight_buffer_ == nullptr) return fail("no buffer for the weights");
-    ggml_backend_buffer_set_usage(weight_buffer_, GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
-    for (weight & w : weight_list_) ggml_backend_tensor_set(w.tensor, w.bytes.data(), 0, w.bytes.size());
+    placed_ = true;
+    if (has_tensors(weights_)) {
+        weight_buffer_ = ggml_backend_alloc_ctx_tensors_from_buft(weights_, dev.memory);
+        if (weight_buffer_ == nullptr) return fail("no buffer for the weights");
+        ggml_backend_buffer_set_usage(weight_buffer_, GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+        for (weight & w : weight_list_) ggml_backend_tensor_set(w.tensor, w.bytes.data(), 0, w.bytes.size());
+    }
+    if (!has_tensors(caches_)) return;
+    cache_buffer_ = ggml_backend_alloc_ctx_tensors_from_buft(caches_, dev.memory);
+    if (cache_buffer_ == nullptr) return fail("no buffer for the caches");
+    ggml_backend_buffer_clear(cache_buffer_, 0);
 }
 
 void scene::write(weight & w, const std::vector<uint8_t> & other, size_t offset, size_t bytes) {
@@ -333,7 +349,10 @@ void scene::expect_bytes(weight & w, size_t offset, size_t bytes) {
 }
 
 void scene::allocate_graph() {
-    leaf_buffer_ = ggml_backend_alloc_ctx_tensors_from_buft(leaves_, inputs_on_host_ ? ggml_backend_cpu_buffer_type() : dev.memory);
+    allocated_ = true;
+    ggml_backend_buffer_type_t host_memory = ggml_backend_cpu_buffer_type();
+    if (has_tensors(host_leaves_)) host_leaf_buffer_ = ggml_backend_alloc_ctx_tensors_from_buft(host_leaves_, host_memory);
+    leaf_buffer_ = ggml_backend_alloc_ctx_tensors_from_buft(leaves_, inputs_on_host_ ? host_memory : dev.memory);
     bool good = true;
     if (way_ == way::scheduler) {
         ggml_backend_sched_reset(dev.scheduler);
@@ -350,6 +369,10 @@ void scene::allocate_graph() {
 // Inputs are written before each run: the graph may have used their memory.
 void scene::upload() {
     for (const input & in : inputs_) {
+        if (!in.bytes.empty()) {
+            ggml_backend_tensor_set(in.memory, in.bytes.data(), 0, in.bytes.size());
+            continue;
+        }
         std::vector<uint8_t> image(ggml_nbytes(in.memory));
         const float gap = std::numeric_limits<float>::quiet_NaN();
         for (size_t at = 0; at < image.size(); at += 4) std::memcpy(image.data() + at, &gap, 4);
@@ -369,22 +392,30 @@ void scene::upload() {
 }
 
 void scene::run() {
-    if (weight_buffer_ == nullptr) place();
-    if (problem.empty() && leaf_buffer_ == nullptr) allocate_graph();
+    if (!placed_) place();
+    if (problem.empty() && !allocated_) allocate_graph();
     if (!problem.empty()) return;
     upload();
-    const std::array<uint64_t, 2> before{dev.delegated(GGML_OP_MUL_MAT), dev.delegated(GGML_OP_MUL_MAT_ID)};
+    std::map<ggml_op, uint64_t> before;
+    for (const auto & [op, nodes] : on_host_) before[op] = dev.delegated(op);
     const uint64_t steps = dev.count_of(counter::kernel_steps);
     const ggml_status status = way_ == way::scheduler ? ggml_backend_sched_graph_compute(dev.scheduler, graph_)
                                                       : ggml_backend_graph_compute(dev.backend, graph_);
     if (status != GGML_STATUS_SUCCESS) return fail("the graph returned " + std::to_string(status));
-    const std::array<uint64_t, 2> delegated{dev.delegated(GGML_OP_MUL_MAT) - before[0], dev.delegated(GGML_OP_MUL_MAT_ID) - before[1]};
-    if (delegated != on_host_) {
-        fail("delegated " + std::to_string(delegated[0]) + " MUL_MAT and " + std::to_string(delegated[1]) + " MUL_MAT_ID, expected " +
-             std::to_string(on_host_[0]) + " and " + std::to_string(on_host_[1]));
+    for (const auto & [op, nodes] : on_host_) {
+        const uint64_t delegated = dev.delegated(op) - before[op];
+        if (delegated == nodes) continue;
+        fail("delegated " + std::to_string(delegated) + " " + ggml_op_name(op) + ", expected " + std::to_string(nodes));
     }
-    if (dev.count_of(counter::kernel_steps) - steps < on_kernel_[0] + on_kernel_[1]) fail("fewer kernel steps than products");
-    for (const node & n : outputs_) compare(n);
+    if (dev.count_of(counter::kernel_steps) - steps < on_kernel_) fail("fewer kernel steps than nodes that kernels run");
+    for (const node & n : outputs_) {
+        // What is written into host memory may be the host's.
+        if (way_ == way::scheduler && n.tensor->view_src == nullptr &&
+            ggml_backend_sched_get_tensor_backend(dev.scheduler, n.tensor) != dev.backend) {
+            fail(std::string("the scheduler gave ") + ggml_op_desc(n.tensor) + " to another backend");
+        }
+        compare(n);
+    }
 }
 
 std::vector<uint8_t> scene::bytes_of(const ggml_tensor * t) const {
@@ -396,11 +427,13 @@ std::vector<uint8_t> scene::bytes_of(const ggml_tensor * t) const {
 void scene::compare(const node & n) {
     const numbers want = n.want();
     const std::vector<uint8_t> bytes = bytes_of(n.tensor);
+    double squares = 0;
     for_each_row(n.tensor, [&](int64_t i1, int64_t i2, int64_t i3, size_t at) {
         for (int64_t i = 0; i < n.tensor->ne[0] && problem.empty(); i++) {
             float got;
             std::memcpy(&got, bytes.data() + at + static_cast<size_t>(i) * 4, 4);
             const number & expected = want.row(i1, i2, i3)[i];
+            if (expected.kind == finiteness::finite && expected.bound > 0) squares += std::pow((got - expected.value) / expected.bound, 2);
             if (expected.accepts(got)) continue;
             char text[256];
             std::snprintf(text, sizeof(text), "output %d, %s%s: element (%lld,%lld,%lld,%lld) is %.9g, expected %.9g within %.3g",
@@ -410,6 +443,9 @@ void scene::compare(const node & n) {
             fail(text);
         }
     });
+    const double rms = std::sqrt(squares / static_cast<double>(want.v.size()));
+    if (rms <= want.rms) return;
+    fail(std::string(ggml_op_desc(n.tensor)) + shape_of(n.tensor) + ": deviations / bounds have an rms of " + std::to_string(rms));
 }
 
 } // namespace alloy::test

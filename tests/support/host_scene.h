@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 
@@ -71,7 +72,18 @@ struct input {
     ggml_tensor *memory, *view; // the view may leave gaps in its memory, which hold NaN
     numbers x;
     std::vector<int32_t> ids;   // I32 instead of f32
+    std::vector<uint8_t> bytes; // as they are instead
 };
+
+// Visits the byte offset of each row of a tensor, in the order of `numbers`.
+template <class Visit> void for_each_row(const ggml_tensor * t, Visit visit) {
+    for (int64_t i3 = 0; i3 < t->ne[3]; i3++)
+        for (int64_t i2 = 0; i2 < t->ne[2]; i2++)
+            for (int64_t i1 = 0; i1 < t->ne[1]; i1++) {
+                const auto at1 = static_cast<size_t>(i1) * t->nb[1], at2 = static_cast<size_t>(i2) * t->nb[2];
+                visit(i1, i2, i3, at1 + at2 + static_cast<size_t>(i3) * t->nb[3]);
+            }
+}
 
 enum class layout { dense, strided };
 
@@ -84,6 +96,12 @@ class scene {
 
     // --- chance
     int64_t pick(int64_t low, int64_t high) { return low + static_cast<int64_t>(engine() % static_cast<uint64_t>(high - low + 1)); }
+    // Nearly a standard normal number, from four uniform ones: a tenth of the time of std::normal_distribution.
+    float normal() {
+        const uint64_t bits = engine();
+        const uint64_t sum = (bits & 0xFFFF) + (bits >> 16 & 0xFFFF) + (bits >> 32 & 0xFFFF) + (bits >> 48);
+        return (static_cast<float>(sum) - 2 * 65535.0f) * (1.7320508f / 65536);
+    }
     bool chance(double p) { return std::uniform_real_distribution<double>(0, 1)(engine) < p; }
 
     // --- parts; each adds itself to the description
@@ -92,6 +110,7 @@ class scene {
     input & add_bias(int64_t rows); // a vector among the weights
     input & add_input(int64_t n0, int64_t n1, int64_t n2 = 1, int64_t n3 = 1, layout how = layout::dense);
     input & add_ids(int64_t n0, int64_t n1, int64_t limit, bool distinct, int64_t gap = 0);
+    input & add_host_bytes(ggml_type type, int64_t n0, int64_t n1, int64_t n2, int64_t n3); // always in host memory, to be filled
     static node leaf(input & in) {
         return {in.view, [&in] { return in.x; }};
     }
@@ -109,14 +128,17 @@ class scene {
 
     void expect(const node & n); // an output of the graph
     void step(const node & n);   // computed at this point, no output
+    void note(ggml_op op, computed_by who); // the graph has such a node
 
     // --- life
     ggml_context * graph_context() const { return nodes_; }
-    void place(); // memory for all weights, and their bytes
+    ggml_context * cache_context() const { return caches_; } // tensors that outlive graphs, in memory of the device that starts as zeros
+    void place(); // memory for all weights, and their bytes; memory for caches
     void write(weight & w, const std::vector<uint8_t> & other, size_t offset, size_t bytes); // bytes of `other`, at their place
     void fill(weight & w, uint8_t value, size_t offset, size_t bytes);
     void expect_bytes(weight & w, size_t offset, size_t bytes);
     ggml_backend_buffer_t weight_buffer() const { return weight_buffer_; }
+    std::vector<uint8_t> bytes_of(const ggml_tensor * t) const;
     void run();
 
     void fail(const std::string & why) {
@@ -135,20 +157,22 @@ class scene {
     void allocate_graph();
     void upload();
     void compare(const node & n);
-    std::vector<uint8_t> bytes_of(const ggml_tensor * t) const;
     std::string name(const char * kind) { return "case" + std::to_string(index_) + "." + std::to_string(names_++) + kind; }
 
     uint64_t index_, names_ = 0;
     way way_;
     bool inputs_on_host_;
-    ggml_context *weights_, *leaves_, *nodes_;
+    bool placed_ = false, allocated_ = false;
+    ggml_context *weights_, *caches_, *leaves_, *host_leaves_, *nodes_;
     ggml_cgraph * graph_;
-    ggml_backend_buffer_t weight_buffer_ = nullptr, leaf_buffer_ = nullptr, node_buffer_ = nullptr;
+    ggml_backend_buffer_t weight_buffer_ = nullptr, cache_buffer_ = nullptr, leaf_buffer_ = nullptr, host_leaf_buffer_ = nullptr,
+                          node_buffer_ = nullptr;
     ggml_gallocr_t allocator_ = nullptr;
     std::deque<weight> weight_list_;
     std::deque<input> inputs_;
     std::vector<node> outputs_;
-    std::array<uint64_t, 2> on_host_{}, on_kernel_{}; // MUL_MAT, MUL_MAT_ID of the graph
+    std::map<ggml_op, uint64_t> on_host_{{GGML_OP_MUL_MAT, 0}, {GGML_OP_MUL_MAT_ID, 0}}; // nodes that the plugin must delegate
+    uint64_t on_kernel_ = 0;                                                              // and those that it must not
 };
 
 } // namespace alloy::test

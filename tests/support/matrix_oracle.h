@@ -43,6 +43,7 @@ inline number sum_of(const number & a, const number & b) {
 struct numbers {
     int64_t ne[4] = {1, 1, 1, 1};
     std::vector<number> v;
+    double rms = 1; // of deviation / bound over all elements, at most: where bounds are wide, errors shall still be few
 
     numbers() = default;
     numbers(int64_t n0, int64_t n1, int64_t n2, int64_t n3) : ne{n0, n1, n2, n3}, v(static_cast<size_t>(n0 * n1 * n2 * n3)) {}

@@ -17,7 +17,7 @@ namespace alloy::test {
 #define ALLOY_HOST_BASE(use)                                                                                                  \
     use(ggml_init) use(ggml_free) use(ggml_new_tensor_2d) use(ggml_new_tensor_3d) use(ggml_new_tensor_1d)                      \
     use(ggml_new_graph_custom) use(ggml_build_forward_expand) use(ggml_rms_norm) use(ggml_mul) use(ggml_add)                   \
-    use(ggml_flash_attn_ext) use(ggml_scale_bias) use(ggml_swiglu_split) use(ggml_geglu_split) use(ggml_rope_ext) use(ggml_mul_mat)                    \
+    use(ggml_flash_attn_ext) use(ggml_mul_mat_set_hint) use(ggml_scale_bias) use(ggml_swiglu_split) use(ggml_geglu_split) use(ggml_rope_ext) use(ggml_mul_mat)                    \
     use(ggml_backend_buft_alloc_buffer) use(ggml_backend_buft_get_alloc_size) use(ggml_backend_buffer_get_base)               \
     use(ggml_backend_buffer_free) use(ggml_backend_buffer_set_usage) use(ggml_backend_tensor_alloc)                           \
     use(ggml_backend_tensor_set) use(ggml_backend_dev_supports_op) use(ggml_backend_reg_dev_get)                              \

@@ -83,11 +83,11 @@ class packed_block {
         expanded_ = true;
         args_.k_cells->expand(run_->k + first_ * run_->stride_k, run_->stride_k, n_, args_.d_k, k_rows_);
         args_.v_cells->expand(run_->v + first_ * run_->stride_v, run_->stride_v, n_, args_.d_v, v_rows_);
-        if (args_.int8 && args_.rotate_k) rotate_rows(k_rows_, args_.d_k);
-        if (args_.int8 && args_.rotate_v) rotate_rows(v_rows_, args_.d_v);
+        rotate(k_rows_, args_.d_k, args_.rotate_k);
+        rotate(v_rows_, args_.d_v, args_.rotate_v);
     }
-    void rotate_rows(float * rows, int64_t d) const {
-        for (int64_t c = 0; c < n_; c++) rotate_row(rows + c * d, d, rotation_of(d));
+    void rotate(float * rows, int64_t d, int64_t group) const {
+        if (group > 0) args_.rotate(rows, n_ * d / group, group);
     }
     void pack_int8() {
         if (packed_int8_) return;
@@ -97,11 +97,6 @@ class packed_block {
         args_.k_cells->tiles->pack_int8_values(v_rows_, args_.d_v, n_, values_);
     }
 
-  public:
-    // The largest group of channels that a head consists of: a power of two.
-    static int64_t rotation_of(int64_t d) { return d & -d; }
-
-  private:
     const attention_args & args_;
     const attention_run * run_ = nullptr;
     int64_t first_ = 0, n_ = 0;
@@ -165,30 +160,14 @@ attention_state attention_state_at(float * memory, int64_t num_rows, int64_t d_k
     return s;
 }
 
-void rotate_row(float * row, int64_t d, int64_t n) {
-    const float unit = 1 / std::sqrt(static_cast<float>(n));
-    for (float * x = row; x < row + d; x += n) {
-        for (int64_t half = 1; half < n; half *= 2) {
-            for (int64_t first = 0; first < n; first += 2 * half) {
-                for (int64_t i = first; i < first + half; i++) {
-                    const float a = x[i], b = x[i + half];
-                    x[i] = a + b;
-                    x[i + half] = a - b;
-                }
-            }
-        }
-        for (int64_t i = 0; i < n; i++) x[i] *= unit;
-    }
-}
-
 void attention_begin(const attention_args & args, const attention_state & state) {
     ALLOY_EXPECT(args.num_rows >= 1 && args.d_k % 16 == 0 && args.d_v % 16 == 0 && args.d_k <= attention_max_d && args.d_v <= attention_max_d);
     const float scale = args.scale * log2_e;
     for (int64_t r = 0; r < args.num_rows; r++) {
         float * q = state.q + r * args.d_k;
         for (int64_t i = 0; i < args.d_k; i++) q[i] = args.rows[r].q[i] * scale;
-        if (args.int8 && args.rotate_k) rotate_row(q, args.d_k, packed_block::rotation_of(args.d_k));
     }
+    if (args.rotate_q > 0) args.rotate(state.q, args.num_rows * args.d_k / args.rotate_q, args.rotate_q);
     std::fill_n(state.m, args.num_rows, -INFINITY);
     std::fill_n(state.l, args.num_rows * 16, 0.0f);
     std::fill_n(state.o, args.num_rows * args.d_v, 0.0f);
@@ -205,7 +184,7 @@ attention_ahead ahead_of(const uint8_t * next, int64_t stride, int64_t row_bytes
 } // namespace
 
 void attend_block(const attention_args & args, const attention_state & state, int64_t run, int64_t block, int64_t head, int64_t num_heads) {
-    ALLOY_EXPECT(!args.int8 || (!args.rotate_k && !args.rotate_v));
+    ALLOY_EXPECT(args.rotate_k == 0 && args.rotate_v == 0);
     const attention_run & cells = args.runs[run];
     const int64_t first = block * attention_block, n = std::min(attention_block, cells.num_cells - first);
     const int64_t cell_block = (cells.first_cell + first) / attention_block;
@@ -295,7 +274,7 @@ void attention_finish(const attention_args & args, const attention_state * state
         bool empty = true; // no cell was seen; l is NaN where a NaN was
         for (int64_t i = 0; i < num_states; i++) {
             m = std::max(m, states[i].m[r]);
-            empty = empty && states[i].m[r] == -INFINITY && states[i].l[16 * r] == 0;
+            empty = empty && states[i].m[r] == -INFINITY && std::all_of(states[i].l + 16 * r, states[i].l + 16 * (r + 1), [](float x) { return x == 0; });
         }
         std::fill_n(row.out, args.d_v, 0.0f);
         if (empty) continue;
@@ -308,7 +287,7 @@ void attention_finish(const attention_args & args, const attention_state * state
             for (int64_t j = 0; j < args.d_v; j++) row.out[j] += factor * o[j];
         }
         for (int64_t j = 0; j < args.d_v; j++) row.out[j] /= l;
-        if (args.int8 && args.rotate_v) rotate_row(row.out, args.d_v, packed_block::rotation_of(args.d_v));
+        if (args.rotate_out > 0) args.rotate(row.out, args.d_v / args.rotate_out, args.rotate_out);
     }
 }
 

@@ -63,8 +63,9 @@ struct attention_cells;
 //   Alignment   natural for what a type stores: 4 B f32, 2 B others; state and scratch 64 B
 //   Over-read   none; prefetched beyond
 //   Numerics    exact mode: f32 throughout. |error| <= 1e-5 max_c |V[c][j]| for logits |x| <= 64, at every number of cells.
-//               INT8 mode (attend_tiles only): Q, K and V rotated, rounded to 8 bits; dots in int32 (no saturation), logits, sums and
-//               outputs in f32; P in 8 bits with a scale for each row and block of cells, which holds V's scale of each cell.
+//               INT8 mode (attend_tiles only): Q, K and V rounded to 8 bits, which wants them rotated; dots in int32 (no saturation), logits, sums and
+//               outputs in f32; P in 8 bits (7 where signed bytes or int16 pairs
+//               leave no more: avx2, neon_dotprod) with a scale for each row and block of cells, which holds V's scale of each cell.
 //               The last attention_window cells of a row, and blocks where a bound of the logits' error exceeds
 //               attention_error_limit, are computed as in exact mode.
 //               NaN and Inf in hidden cells have no effect; in visible ones they give NaN in the rows that see them
@@ -81,8 +82,11 @@ struct attention_args {
     float scale;
     float softcap;  // 0: none
     bool int8;      // INT8 mode
-    bool rotate_k;  // INT8 mode: rotate Q and K here; false when they come rotated
-    bool rotate_v;  // INT8 mode: rotate V here, and the output back
+    // Walsh-Hadamard transforms of each so many neighbouring elements, a power of two from 16 on; 0: none. Queries and keys need the same,
+    // values and output too: what comes rotated from outside needs none here. Cells are rotated by attend_tiles only.
+    int64_t rotate_q, rotate_k, rotate_v, rotate_out;
+    // Orthonormal transform of each of `num` groups of n elements in place (rowwise hadamard); null where nothing is rotated.
+    void (*rotate)(float * x, int64_t num, int64_t n);
 };
 
 // Standard deviation of a logit, from rounding Q and K, above which INT8 mode computes a block in f32.
@@ -118,8 +122,8 @@ attention_counts attend_tiles(const attention_args & args, const attention_state
 // Joins num_states states of the same rows, adds the sinks and writes rows [begin, end).
 void attention_finish(const attention_args & args, const attention_state * states, int64_t num_states, int64_t begin, int64_t end);
 
-// Orthonormal Walsh-Hadamard transform of each group of `n` elements, n a power of two; its own inverse.
-void rotate_row(float * row, int64_t d, int64_t n);
+// The largest transform that a head of d elements divides into.
+constexpr int64_t rotation_of(int64_t d) { return d & -d; }
 
 // --- what an instruction set brings ---------------------------------------------------------------------------------------------------
 // P and scores of a tile: [rows][attention_block]. Rows of Q, o: dense. n: cells of the block, 1 to attention_block.
@@ -153,7 +157,6 @@ struct int8_keys {
 struct int8_values {
     int8_t * codes;    // [attention_block / 4][d][4]
     float * scales;    // [attention_block]
-    float largest_scale;
     bool finite;
 };
 // Queries in 8 bits: num_groups groups of channels, each with its own scale.
@@ -184,7 +187,8 @@ struct attention_tiles {
     void (*pack_int8_values)(const float * rows, int64_t d, int64_t n, int8_values & values);
     void (*quantize_queries)(const float * q, int64_t num_rows, int64_t d, const int8_queries & out);
     void (*int8_scores)(const int8_queries & q, int64_t first_row, int64_t num_rows, int64_t d, const int8_keys & keys, float * s);
-    // codes[r][c] = 255 * 2^(s - largest s of the block) * scale of V / largest scale of V; weight[r] gives the codes' unit after m.
+    // codes[r][c] = 2^(s - largest s of the block) * scale of V, as a share of the largest such product; weight[r]: what a code stands for
+    // beside the new m.
     void (*int8_softmax)(float * s, const attention_row * rows, int64_t num_rows, int64_t first_cell, int64_t n, float cap, const int8_values & values,
                          float * m, float * l, float * alpha, uint8_t * codes, float * weight);
     void (*int8_values)(const uint8_t * codes, const float * weight, int64_t num_rows, int64_t d, const int8_values & values, const float * alpha,

@@ -2,6 +2,7 @@
 // Cells of `decode` (one token) are read from memory: copies are used in turn until they exceed any cache. `of limit`: bytes over a
 // loop that only reads for decode; multiplications over what f32 (int8: 8-bit) products in registers reach for prompts.
 #include "kernels/attention/attention.h"
+#include "kernels/rowwise/rowwise.h"
 #include "support/bench.h"
 #include "support/listed.h"
 #include "support/peaks.h"
@@ -41,6 +42,11 @@ constexpr shape shapes[] = {
 };
 constexpr size_t beyond_caches = size_t(128) << 20;
 
+void rotate(float * x, int64_t num, int64_t n) {
+    static const rowwise_kernel kernel = find_rowwise(rowwise_op::hadamard, isa_of_cpu());
+    kernel({.a = x, .b = nullptr, .out = x, .stride_a = 4 * n, .stride_b = 0, .stride_out = 4 * n, .num_rows = num, .k = n, .num_rotated = 0, .p0 = 0, .p1 = 0});
+}
+
 // Queries, and copies of K and V as llama.cpp's cache holds them: all heads of a cell together.
 struct scene {
     const shape & s;
@@ -62,7 +68,7 @@ struct scene {
           sight(static_cast<size_t>(s.cells / attention_block), sight_visible) {
         fill(type, k, 1);
         fill(type, v, 2);
-        const bool is_float = !is_quantised(type); // others come rotated
+        const int64_t rotation = s.int8 && !is_quantised(type) ? rotation_of(s.d) : 0; // quantised cells come rotated
         const int64_t heads = s.kv_heads * s.group;
         for (int64_t i = 0; i < s.d * heads * s.tokens; i++) q.data[i] = static_cast<float>((i * 29) % 97 - 48) * 0.02f;
         rows.resize(static_cast<size_t>(s.kv_heads));
@@ -75,7 +81,7 @@ struct scene {
                 }
             }
             args.push_back({nullptr, nullptr, s.d, s.d, &runs[h], 1, rows[h].data(), s.group * s.tokens, 1 / std::sqrt(static_cast<float>(s.d)), 0,
-                            s.int8, is_float, is_float});
+                            s.int8, rotation, rotation, rotation, rotation, rotate});
             states.push_back(attention_state_at(state.data + h * attention_state_floats(s.group * s.tokens, s.d, s.d), s.group * s.tokens, s.d, s.d));
         }
     }

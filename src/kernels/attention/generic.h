@@ -101,20 +101,21 @@ template <int R, int J> [[gnu::always_inline]] inline bool all_finite(const reg 
 // o[j] for one row as in `values`, but without the cells whose p is 0: they may hold NaN.
 template <class Load> [[gnu::noinline]] void values_of_seen_cells(const float * p, int64_t n, float alpha, float * o, int64_t vectors, Load load) {
     for (int64_t j = 0; j < vectors; j++) {
-        reg acc = vec::mul(vec::load(o + 16 * j), vec::set1(alpha));
+        reg acc = vec::zero();
         for (int64_t c = 0; c < n; c++) {
             if (p[c] != 0) acc = vec::fma(vec::set1(p[c]), load(c, j), acc);
         }
-        vec::store(o + 16 * j, acc);
+        vec::store(o + 16 * j, vec::fma(vec::load(o + 16 * j), vec::set1(alpha), acc));
     }
 }
 
-// o = o * alpha + p x for R rows and J vectors; load(c, j) gives vector j of cell c.
+// o = o * alpha + p x for R rows and J vectors; load(c, j) gives vector j of cell c. A block is summed by itself first: sums over all
+// cells one by one would lose digits with their number.
 template <int R, int J, class Load>
 [[gnu::always_inline]] inline void add_products(const float * p, int64_t n, const float * alpha, float * o, int64_t d, Load load) {
     reg acc[R][J];
     ALLOY_UNROLL for (int r = 0; r < R; r++) {
-        ALLOY_UNROLL for (int j = 0; j < J; j++) acc[r][j] = vec::mul(vec::load(o + r * d + 16 * j), vec::set1(alpha[r]));
+        ALLOY_UNROLL for (int j = 0; j < J; j++) acc[r][j] = vec::zero();
     }
     for (int64_t c = 0; c < n; c++) {
         reg x[J];
@@ -129,7 +130,8 @@ template <int R, int J, class Load>
         return;
     }
     ALLOY_UNROLL for (int r = 0; r < R; r++) {
-        ALLOY_UNROLL for (int j = 0; j < J; j++) vec::store(o + r * d + 16 * j, acc[r][j]);
+        const reg a = vec::set1(alpha[r]);
+        ALLOY_UNROLL for (int j = 0; j < J; j++) vec::store(o + r * d + 16 * j, vec::fma(vec::load(o + r * d + 16 * j), a, acc[r][j]));
     }
 }
 
@@ -241,24 +243,32 @@ void pack_keys(const float * rows, int64_t d, float * panel) {
     }
 }
 
+// Chains of at most 128 channels, whose sums are added: one chain over a head of 576 would lose digits.
 template <int R> [[gnu::noinline]] void tile_score_rows(const float * q, int64_t d, const float * panel, float * s) {
     constexpr int J = vec::tile_vectors;
+    constexpr int64_t chain = 128;
     for (int64_t first = 0; first < block_regs; first += J) {
-        reg acc[R][J];
-        ALLOY_UNROLL for (int r = 0; r < R; r++) {
-            ALLOY_UNROLL for (int j = 0; j < J; j++) acc[r][j] = vec::zero();
-        }
         const float * row = panel + 16 * first;
-        for (int64_t i = 0; i < d; i++, row += block) {
-            reg x[J];
-            ALLOY_UNROLL for (int j = 0; j < J; j++) x[j] = vec::load(row + 16 * j);
+        for (int64_t begin = 0; begin < d; begin += chain) {
+            const int64_t end = begin + chain < d ? begin + chain : d;
+            reg acc[R][J];
             ALLOY_UNROLL for (int r = 0; r < R; r++) {
-                const reg w = vec::set1(q[r * d + i]);
-                ALLOY_UNROLL for (int j = 0; j < J; j++) acc[r][j] = vec::fma(w, x[j], acc[r][j]);
+                ALLOY_UNROLL for (int j = 0; j < J; j++) acc[r][j] = vec::zero();
             }
-        }
-        ALLOY_UNROLL for (int r = 0; r < R; r++) {
-            ALLOY_UNROLL for (int j = 0; j < J; j++) vec::store(s + r * block + 16 * (first + j), acc[r][j]);
+            for (int64_t i = begin; i < end; i++, row += block) {
+                reg x[J];
+                ALLOY_UNROLL for (int j = 0; j < J; j++) x[j] = vec::load(row + 16 * j);
+                ALLOY_UNROLL for (int r = 0; r < R; r++) {
+                    const reg w = vec::set1(q[r * d + i]);
+                    ALLOY_UNROLL for (int j = 0; j < J; j++) acc[r][j] = vec::fma(w, x[j], acc[r][j]);
+                }
+            }
+            ALLOY_UNROLL for (int r = 0; r < R; r++) {
+                ALLOY_UNROLL for (int j = 0; j < J; j++) {
+                    float * out = s + r * block + 16 * (first + j);
+                    vec::store(out, begin == 0 ? acc[r][j] : vec::add(vec::load(out), acc[r][j]));
+                }
+            }
         }
     }
 }
@@ -325,20 +335,15 @@ void pack_int8_keys(const float * rows, int64_t d, int64_t n, float * scratch, i
 
 void pack_int8_values(const float * rows, int64_t d, int64_t n, int8_values & values) {
     alignas(64) int8_t codes[4 * attention_max_d];
-    float largest = 0;
     values.finite = true;
     for (int64_t c = 0; c < block; c += 4) {
         for (int64_t t = 0; t < 4; t++) {
             const float scale = quantize_row(rows + (c + t) * d, d, 0, codes + t * d);
             values.scales[c + t] = scale;
-            largest = scale > largest ? scale : largest;
             values.finite = values.finite && (c + t >= n || is_finite(norm_of(rows + (c + t) * d, d)));
         }
         vec::interleave4(codes, d, values.codes + c * d);
     }
-    values.largest_scale = largest;
-    const reg unit = vec::set1(largest > 0 ? vec::largest_p / largest : 0);
-    for (int64_t c = 0; c < block; c += 16) vec::store(values.scales + c, vec::mul(vec::load(values.scales + c), unit));
 }
 
 void quantize_queries(const float * q, int64_t num_rows, int64_t d, const int8_queries & out) {
@@ -400,7 +405,6 @@ void int8_scores(const int8_queries & q, int64_t first_row, int64_t num_rows, in
 
 void int8_softmax(float * s, const attention_row * rows, int64_t num_rows, int64_t first_cell, int64_t n, float cap, const int8_values & values,
                   float * m, float * l, float * alpha, uint8_t * codes, float * weight) {
-    const float unit = values.largest_scale / vec::largest_p;
     for (int64_t r = 0; r < num_rows; r++, s += block, l += 16, codes += block) {
         reg x[block_regs];
         logits(s, rows[r], first_cell, n, cap, x);
@@ -413,13 +417,17 @@ void int8_softmax(float * s, const attention_row * rows, int64_t num_rows, int64
             sum = vec::add(sum, p);
             x[i] = vec::mul(p, vec::load(values.scales + 16 * i));
         }
+        // The largest product, not the largest p, gets the largest code: an attention sink has all of p and next to nothing of V.
+        const float top = vec::largest(vec::max(vec::max(x[0], x[1]), vec::max(x[2], x[3])));
+        const reg unit = vec::set1(top > 0x1p-100f ? vec::largest_p / top : 0);
+        ALLOY_UNROLL for (int i = 0; i < block_regs; i++) x[i] = vec::mul(x[i], unit);
         vec::store_p(codes, x);
         // 2^(before - after) and 2^(largest - after): one of them is 1.
         const reg old_factor = before == after ? vec::set1(1) : exp2<5>(vec::set1(before - after));
         const reg new_factor = largest == after ? vec::set1(1) : exp2<5>(vec::set1(largest - after));
         vec::store(l, vec::fma(vec::load(l), old_factor, vec::mul(sum, new_factor)));
         alpha[r] = vec::first(old_factor);
-        weight[r] = unit * vec::first(new_factor);
+        weight[r] = top / vec::largest_p * vec::first(new_factor);
         m[r] = after;
     }
 }
@@ -465,8 +473,8 @@ void int8_values_of_tile(const uint8_t * codes, const float * weight, int64_t nu
 
 #define ALLOY_DEFINE_ATTENTION(token)                                                                                                                \
     namespace {                                                                                                                                      \
-    constexpr attention_tiles tiles = {isa::token,       vec::tile_rows,   softmax,     pack_keys,    tile_scores,        tile_values,               \
-                                       pack_int8_keys,   pack_int8_values, quantize_queries, int8_scores, int8_softmax, int8_values_of_tile};        \
+    constexpr attention_tiles tiles = {isa::token,     vec::tile_rows,   softmax,          pack_keys,   tile_scores,  tile_values,                      \
+                                       pack_int8_keys, pack_int8_values, quantize_queries, int8_scores, int8_softmax, int8_values_of_tile};          \
     }                                                                                                                                                \
     ALLOY_DEFINE_CELLS(f32, token)                                                                                                                   \
     ALLOY_DEFINE_CELLS(f16, token)                                                                                                                   \

@@ -46,6 +46,16 @@ struct vec {
         return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), _mm256_slli_epi32(_mm256_castps_si256(z), 23)));
     }
 
+    // Hadamard transform of the lanes, unscaled: x[i] + x[i ^ half] in the lower, x[i ^ half] - x[i] in the upper ones of each pair.
+    template <int upper> static reg butterfly(reg x, reg swapped) {
+        return _mm256_blend_ps(_mm256_add_ps(x, swapped), _mm256_sub_ps(swapped, x), upper);
+    }
+    static reg hadamard(reg x) {
+        x = butterfly<0xAA>(x, _mm256_permute_ps(x, 0xB1));
+        x = butterfly<0xCC>(x, _mm256_permute_ps(x, 0x4E));
+        return butterfly<0xF0>(x, _mm256_permute2f128_ps(x, x, 1));
+    }
+
     // Pairs (x0, x1) turned by pairs (cos, sin): (x0 cos - x1 sin, x1 cos + x0 sin).
     static reg rotate_pairs(reg x, reg cos_sin) {
         const reg swapped = _mm256_permute_ps(x, 0xB1);

@@ -49,6 +49,15 @@ struct vec {
         return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), _mm512_slli_epi32(_mm512_castps_si512(z), 23)));
     }
 
+    // Hadamard transform of the lanes, unscaled: x[i] + x[i ^ half] in the lower, x[i ^ half] - x[i] in the upper ones of each pair.
+    static reg butterfly(reg x, reg swapped, uint16_t upper) { return _mm512_mask_sub_ps(_mm512_add_ps(x, swapped), upper, swapped, x); }
+    static reg hadamard(reg x) {
+        x = butterfly(x, _mm512_permute_ps(x, 0xB1), 0xAAAA);
+        x = butterfly(x, _mm512_permute_ps(x, 0x4E), 0xCCCC);
+        x = butterfly(x, _mm512_shuffle_f32x4(x, x, 0xB1), 0xF0F0);
+        return butterfly(x, _mm512_shuffle_f32x4(x, x, 0x4E), 0xFF00);
+    }
+
     // Pairs (x0, x1) turned by pairs (cos, sin): (x0 cos - x1 sin, x1 cos + x0 sin).
     static reg rotate_pairs(reg x, reg cos_sin) {
         const reg swapped = _mm512_permute_ps(x, 0xB1);

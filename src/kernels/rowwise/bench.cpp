@@ -20,7 +20,8 @@ const listed list[] = {
 #undef ALLOY_KERNEL
 };
 
-bool is_rope(rowwise_op op) { return op == rowwise_op::rope_normal || op == rowwise_op::rope_neox; }
+// Rows of these are heads.
+bool is_of_heads(rowwise_op op) { return op == rowwise_op::rope_normal || op == rowwise_op::rope_neox || op == rowwise_op::hadamard; }
 
 struct memory {
     int64_t columns, rows;
@@ -40,7 +41,7 @@ void run_ours(const listed & row, memory & m) {
                          .stride_a = stride, .stride_b = stride, .stride_out = stride,
                          .num_rows = m.rows, .k = m.columns, .num_rotated = 0, .p0 = 1e-6f, .p1 = 0.5f};
     if (row.op == rowwise_op::rms_norm_mul) args.stride_b = 0;
-    if (!is_rope(row.op)) return row.run(args);
+    if (!is_of_heads(row.op)) return row.run(args);
     args.k = args.num_rotated = m.head_size();
     args.num_rows = m.columns / args.k;
     args.stride_a = args.stride_out = args.k * 4;
@@ -72,6 +73,12 @@ ggml_tensor * stock_node(const test::stock_host & host, ggml_context * context, 
         case rowwise_op::geglu: return at(host.ggml_geglu_split(context, a, rows_at(m.b.data, m.rows)), m.out.data);
         default: break;
     }
+    if (op == rowwise_op::hadamard) {
+        ggml_tensor * node = host.ggml_mul_mat(context, at(host.ggml_new_tensor_2d(context, GGML_TYPE_F32, m.head_size(), m.head_size()), m.b.data),
+                                               at(host.ggml_new_tensor_2d(context, GGML_TYPE_F32, m.head_size(), m.columns / m.head_size() * m.rows), m.a.data));
+        host.ggml_mul_mat_set_hint(node, GGML_HINT_SRC0_IS_HADAMARD);
+        return at(node, m.out.data);
+    }
     const int64_t d = m.head_size();
     ggml_tensor * heads = at(host.ggml_new_tensor_3d(context, GGML_TYPE_F32, d, m.columns / d, m.rows), m.a.data);
     ggml_tensor * positions = at(host.ggml_new_tensor_1d(context, GGML_TYPE_I32, m.rows), m.positions.data());
@@ -85,6 +92,7 @@ ggml_tensor * stock_node(const test::stock_host & host, ggml_context * context, 
 double floats_moved(rowwise_op op) {
     switch (op) {
         case rowwise_op::scale:
+        case rowwise_op::hadamard:
         case rowwise_op::rope_normal:
         case rowwise_op::rope_neox: return 2;
         default: return 3; // the norms read their row twice

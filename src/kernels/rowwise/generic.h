@@ -1,6 +1,6 @@
 // The algorithms of family rowwise over a vector type. An ISA file defines in an anonymous namespace
 //   struct vec: reg, lanes, the arithmetic (add sub mul div fma fms max_keep_nan min), load/store/load_n/store_n (the first n
-//   lanes; the rest reads as 0), sum, add_exponent, rotate_pairs, load_cos_sin/load_cos_sin_n
+//   lanes; the rest reads as 0), sum, add_exponent, hadamard (of the lanes), rotate_pairs, load_cos_sin/load_cos_sin_n
 // and then includes this file, so that each ISA compiles its own copy and no symbol of it leaves the object.
 #include "base/check.h"
 #include <string.h>
@@ -234,6 +234,27 @@ template <bool neox> inline void rope_rows(const rowwise_args & args) {
     }
 }
 
+// Steps within a vector first, then those between vectors of the row.
+inline void hadamard_rows(const rowwise_args & args) {
+    const int64_t k = args.k;
+    ALLOY_EXPECT(k >= 16 && (k & (k - 1)) == 0 && args.a && args.out);
+    const reg unit = vec::set1(1 / __builtin_sqrtf(static_cast<float>(k)));
+    for (int64_t r = 0; r < args.num_rows; r++) {
+        const float * a = row_of(args.a, args.stride_a, r);
+        float * out = row_of(args.out, args.stride_out, r);
+        for (int64_t i = 0; i < k; i += vec::lanes) vec::store(out + i, vec::mul(vec::hadamard(vec::load(a + i)), unit));
+        for (int64_t half = vec::lanes; half < k; half *= 2) {
+            for (int64_t first = 0; first < k; first += 2 * half) {
+                for (int64_t i = first; i < first + half; i += vec::lanes) {
+                    const reg x = vec::load(out + i), y = vec::load(out + i + half);
+                    vec::store(out + i, vec::add(x, y));
+                    vec::store(out + i + half, vec::sub(x, y));
+                }
+            }
+        }
+    }
+}
+
 } // namespace
 } // namespace alloy
 
@@ -246,4 +267,5 @@ template <bool neox> inline void rope_rows(const rowwise_args & args) {
     void rowwise_f32_swiglu_##isa(const rowwise_args & args) { map_rows<swiglu_op>(args); }                     \
     void rowwise_f32_geglu_##isa(const rowwise_args & args) { map_rows<geglu_op>(args); }                       \
     void rowwise_f32_rope_normal_##isa(const rowwise_args & args) { rope_rows<false>(args); }                   \
-    void rowwise_f32_rope_neox_##isa(const rowwise_args & args) { rope_rows<true>(args); }
+    void rowwise_f32_rope_neox_##isa(const rowwise_args & args) { rope_rows<true>(args); }                      \
+    void rowwise_f32_hadamard_##isa(const rowwise_args & args) { hadamard_rows(args); }

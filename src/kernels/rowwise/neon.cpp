@@ -43,6 +43,14 @@ struct vec {
         return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(x), vshlq_n_s32(vreinterpretq_s32_f32(z), 23)));
     }
 
+    // Hadamard transform of the lanes, unscaled: x[i] + x[i ^ half] in the lower, x[i ^ half] - x[i] in the upper ones of each pair.
+    static reg hadamard(reg x) {
+        reg swapped = vrev64q_f32(x);
+        x = vtrn1q_f32(vaddq_f32(x, swapped), vrev64q_f32(vsubq_f32(swapped, x)));
+        swapped = vextq_f32(x, x, 2);
+        return vcombine_f32(vget_low_f32(vaddq_f32(x, swapped)), vget_high_f32(vsubq_f32(swapped, x)));
+    }
+
     // Pairs (x0, x1) turned by pairs (cos, sin): (x0 cos - x1 sin, x1 cos + x0 sin).
     static reg rotate_pairs(reg x, reg cos_sin) {
         const uint32x4_t signs = vreinterpretq_u32_u64(vdupq_n_u64(0x80000000u));

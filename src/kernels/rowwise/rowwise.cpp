@@ -12,6 +12,7 @@ const char * rowwise_op_name(rowwise_op op) {
         case rowwise_op::geglu: return "geglu";
         case rowwise_op::rope_normal: return "rope_normal";
         case rowwise_op::rope_neox: return "rope_neox";
+        case rowwise_op::hadamard: return "hadamard";
         case rowwise_op::count: break;
     }
     return "?";

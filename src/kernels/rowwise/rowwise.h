@@ -16,13 +16,14 @@ namespace alloy {
 //                 rope_normal   pairs (2j, 2j+1), rope_neox pairs (j, j + n/2), n = num_rotated, j in [0, n/2):
 //                                 out[lo] = a[lo] * b[2j] - a[hi] * b[2j+1],  out[hi] = a[lo] * b[2j+1] + a[hi] * b[2j]
 //                               b: (cos, sin) pairs of the row's position; elements from n on are copied
+//                 hadamard      out = H a / sqrt(k), H the Walsh-Hadamard matrix in natural order
 //   Layout      dense f32 rows, strides in bytes; stride_b = 0 repeats one row of b
-//   Shape       k >= 1, any; num_rotated even, <= k (rope only)
+//   Shape       k >= 1, any (hadamard: a power of two from 16 on); num_rotated even, <= k (rope only)
 //   Alias       out may be a or b themselves (same address and stride); no other overlap
 //   Alignment   natural (4 B)
 //   Over-read   none
 //   Numerics    add, scale, rope: each product and sum rounded once or fused once: |error| <= 2 eps (|terms|), eps = 2^-24
-//               rms_norm: |error| <= (k / 64 + 16) eps |result|; swiglu, geglu: |error| <= 8 eps |result|
+//               rms_norm: |error| <= (k / 64 + 16) eps |result|; hadamard: |error| <= (log2(k) + 2) eps sum |a| / sqrt(k); swiglu, geglu: |error| <= 8 eps |result|
 //               all but add: plus 1e-36 (1 + |b|), where factors or results leave f32's normal range; NaN gives NaN
 //   Threads     a pure function of its rows; disjoint rows may run concurrently. `reproducible`: a row's result does not
 //               depend on which call computes it
@@ -40,7 +41,7 @@ struct rowwise_args {
     float p0, p1;
 };
 
-enum class rowwise_op : uint8_t { rms_norm, rms_norm_mul, add, scale, swiglu, geglu, rope_normal, rope_neox, count };
+enum class rowwise_op : uint8_t { rms_norm, rms_norm_mul, add, scale, swiglu, geglu, rope_normal, rope_neox, hadamard, count };
 const char * rowwise_op_name(rowwise_op op);
 
 using rowwise_kernel = void (*)(const rowwise_args &);

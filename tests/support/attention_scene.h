@@ -1,0 +1,287 @@
+// Attention as a test sees it: rows, masks and cells of any type in fenced memory, and softmax(Q K^T + mask) V in double precision over
+// what the stored bytes are worth.
+#pragma once
+#include "kernels/attention/attention.h"
+#include "support/compare.h"
+#include "support/fenced_rows.h"
+#include "support/gguf_reference.h"
+#include "support/values.h"
+
+#include <algorithm>
+#include <limits>
+#include <memory>
+#include <ostream>
+
+namespace alloy::test {
+
+constexpr float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+constexpr double exact = 1e-5; // of the largest |V|, by contract
+constexpr double rough = 2e-2; // what INT8 mode stays below where logits are small
+
+// --- cells: GGUF blocks, as weights are ---------------------------------------------------------------------------------------------
+constexpr weight_type weight_types[] = {
+#define ALLOY_CELL_TYPE(name, ...) weight_type::name,
+#include "kernels/attention/cell_types.inc"
+#undef ALLOY_CELL_TYPE
+};
+inline weight_type weight_of(cell_type type) { return weight_types[static_cast<int>(type)]; }
+inline const weight_format & layout_of(cell_type type) { return format_of(weight_of(type)); }
+inline bool takes(cell_type type, int64_t d) { return d % layout_of(type).block == 0; }
+
+inline uint16_t half_of(double x) {
+    const uint16_t sign = x < 0 ? 0x8000 : 0;
+    if (!std::isfinite(x)) return std::isnan(x) ? 0x7E00 : sign | 0x7C00;
+    return std::fabs(x) < 0x1p-14 ? sign | static_cast<uint16_t>(std::lround(std::fabs(x) * 0x1p24)) : half_bits(x);
+}
+
+// One block. As the host does it, the element of the largest magnitude has the lowest code: all codes occur, and steps of both signs.
+inline void encode(cell_type type, const float * x, uint8_t * out) {
+    static constexpr int iq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+    const weight_format & layout = layout_of(type);
+    const uint16_t as_half = half_of(*x);
+    if (type == cell_type::f16) std::memcpy(out, &as_half, 2);
+    else if (is_floating(layout)) std::memcpy(out, reinterpret_cast<const uint8_t *>(x) + 4 - layout.block_bytes, layout.block_bytes);
+    if (is_floating(layout)) return;
+
+    const bool table = type == cell_type::iq4_nl, minima = layout.supers == 2;
+    const int half = 1 << (layout.code_bits - 1), top = 2 * half - 1, zero = minima ? 0 : half;
+    const auto [low, high] = std::minmax_element(x, x + 32);
+    const float largest = -*low > *high ? *low : *high;
+    const uint16_t numbers[] = {half_of(minima ? (*high - *low) / top : table ? largest / -127 : largest / -half), half_of(*low)};
+    std::memset(out, 0, layout.block_bytes);
+    std::memcpy(out, numbers, minima ? 4 : 2);
+    const double step = half_value(out), base = minima ? half_value(out + 2) : 0;
+    uint8_t * codes = out + layout.block_bytes - layout.code_bits / 4 * 16;
+    for (int e = 0; e < 32; e++) {
+        const double y = step == 0 ? 0 : (x[e] - base) / step;
+        int code = table ? 0 : std::clamp(static_cast<int>(std::lround(y)) + zero, 0, top);
+        for (int i = 1; table && i < 16; i++) code = std::fabs(iq4[i] - y) < std::fabs(iq4[code] - y) ? i : code;
+        if (layout.code_bits == 8) codes[e] = static_cast<uint8_t>(code - half);
+        else codes[e % 16] |= (code & 15) << (e < 16 ? 0 : 4);
+        if (layout.code_bits == 5) codes[e / 8 - 4] |= code >> 4 << e % 8;
+    }
+}
+
+inline void fill_row(values kind, float * row, int64_t d, uint64_t salt) {
+    if (kind != values::normal) return fill(kind, row, d, salt);
+    static const std::vector<float> pool = [] { // a number takes 0.1 us, and most of these tests' time if each is a new one
+        std::vector<float> x(1 << 15);
+        fill(values::normal, x.data(), 1 << 15, 0);
+        return x;
+    }();
+    std::copy_n(pool.begin() + static_cast<int64_t>(salt * 0x9E3779B97F4A7C15u % (pool.size() - attention_max_d)), d, row);
+}
+
+// Keys or values. The cells of each run lie in memory of their own, which ends at a closed page.
+struct store {
+    cell_type type;
+    int64_t d, run_cells;
+    std::vector<double> worth; // [cells][d]
+    std::vector<std::unique_ptr<fenced_rows>> runs;
+
+    store(cell_type type, int64_t d, int64_t num_cells, int64_t run_cells, values kind, float size, uint64_t salt)
+        : type(type), d(d), run_cells(run_cells), worth(d * num_cells) {
+        const size_t bytes = gguf_row_bytes(weight_of(type), d), gap = type == cell_type::f32 ? 4 : 2;
+        std::vector<float> row(d);
+        for (int64_t c = 0; c < num_cells; c++) {
+            const int64_t here = std::min(run_cells, num_cells - c);
+            if (c % run_cells == 0) runs.push_back(std::make_unique<fenced_rows>(here, bytes, bytes + gap, gap));
+            fill_row(kind, row.data(), d, salt + c);
+            for (float & x : row) x *= size;
+            put(c, row.data());
+        }
+    }
+    uint8_t * cell(int64_t c) const { return runs[c / run_cells]->row<uint8_t>(c % run_cells); }
+    uint8_t * block(int64_t c, int64_t i) const { return cell(c) + i / layout_of(type).block * layout_of(type).block_bytes; }
+    void put(int64_t c, const float * row) {
+        for (int64_t i = 0; i < d; i += layout_of(type).block) encode(type, row + i, block(c, i));
+        decode(c);
+    }
+    void poison(int64_t c, int64_t i, float x) { // element i, and with it its block
+        const uint16_t half = half_of(x);
+        if (takes(type, 1)) encode(type, &x, block(c, i));
+        else std::memcpy(block(c, i), &half, 2);
+        decode(c);
+    }
+    void decode(int64_t c) {
+        for (int64_t i = 0; i < d; i++) worth[c * d + i] = gguf_value(weight_of(type), cell(c), i);
+    }
+};
+
+// --- scenes -------------------------------------------------------------------------------------------------------------------------
+enum class masks : uint8_t { none, causal, holes, alibi, finite };
+constexpr masks all_masks[] = {masks::none, masks::causal, masks::holes, masks::alibi, masks::finite};
+enum class way : uint8_t { few, tiles, int8 };
+
+struct shape {
+    cell_type k, v;
+    int64_t d_k = 64, d_v = 64, num_rows = 9, num_cells = 200, run_cells = 1 << 20;
+    masks mask = masks::causal;
+    bool recent = true; // whether sight tells it
+    float logits = 0;   // the largest |x|; 0: a deviation of 1
+    float softcap = 0;
+    bool sinks = false;
+    values keys = values::normal, vals = values::normal;
+    float value_size = 1;
+    int64_t num_blocks() const { return (num_cells + attention_block - 1) / attention_block; }
+};
+inline std::ostream & operator<<(std::ostream & out, const shape & s) {
+    return out << s.num_rows << " rows, " << s.num_cells << " cells of " << cell_type_name(s.k) << " " << s.d_k << ", "
+               << cell_type_name(s.v) << " " << s.d_v << " in runs of " << s.run_cells << ", mask " << static_cast<int>(s.mask)
+               << ", logits " << s.logits << ", softcap " << s.softcap << ", sinks " << s.sinks << ", " << values_name(s.keys) << ", "
+               << values_name(s.vals) << " * " << s.value_size;
+}
+
+inline float mask_value(const shape & s, int64_t r, int64_t c) {
+    const auto distance = static_cast<float>(s.num_cells - s.num_rows + r - c);
+    const auto dice = static_cast<int>(static_cast<uint64_t>(r * 7919 + c * 104729 + 1) * 0x9E3779B97F4A7C15u >> 60);
+    const bool hidden_row = r % 4 == 3, hidden_block = r % 2 && c / attention_block % 3 == 1, for_odd_rows = r % 2 == 0 && c % 64 == 13;
+    switch (s.mask) {
+        case masks::none: return 0;
+        case masks::causal: return distance < 0 ? -inf : 0;
+        case masks::holes: return hidden_row || hidden_block || for_odd_rows || c % 64 == 5 || dice < 5 ? -inf : 0;
+        case masks::alibi: return distance < 0 ? -inf : -distance;
+        case masks::finite: return dice < 2 ? -inf : static_cast<float>(dice - 9);
+    }
+    return nan;
+}
+
+// Orthonormal Walsh-Hadamard transform of each of `num` groups of n elements.
+template <class T> void rotate(T * x, int64_t num, int64_t n) {
+    for (int64_t half = 1; half < n; half *= 2) {
+        for (int64_t i = 0; i < num * n; i++) {
+            if (i & half) continue;
+            const T a = x[i], b = x[i + half];
+            x[i] = (a + b) * static_cast<T>(M_SQRT1_2), x[i + half] = (a - b) * static_cast<T>(M_SQRT1_2);
+        }
+    }
+}
+
+// Memory of one state, or scratch: starts at a multiple of 64, ends at a closed page, full of NaN.
+struct fenced_floats {
+    fenced_rows memory;
+    explicit fenced_floats(int64_t n) : memory(1, 4 * n, 4 * n, -4 * n & 63) {}
+    operator float *() { return memory.row<float>(0); }
+};
+struct part {
+    fenced_floats memory;
+    attention_state state;
+    explicit part(const attention_args & a)
+        : memory(attention_state_floats(a.num_rows, a.d_k, a.d_v)), state(attention_state_at(memory, a.num_rows, a.d_k, a.d_v)) {
+        attention_begin(a, state);
+    }
+};
+
+struct scene {
+    const shape of;
+    store k, v;
+    fenced_rows q, out, mask, sight;
+    std::vector<attention_row> rows;
+    std::vector<attention_run> runs;
+    attention_args args;
+
+    scene(const shape & s, isa token)
+        : of(s), k(s.k, s.d_k, s.num_cells, s.run_cells, s.keys, 1, 0),
+          v(s.v, s.d_v, s.num_cells, s.run_cells, s.vals, s.value_size, 1 << 20), q(s.num_rows, 4 * s.d_k, 4 * s.d_k + 4, 4),
+          out(s.num_rows, 4 * s.d_v, 4 * s.d_v + 4, 4), mask(s.num_rows, 2 * s.num_cells, 2 * s.num_cells + 2, 2),
+          sight(s.num_rows, s.num_blocks(), s.num_blocks() + 1) {
+        for (int64_t r = 0; r < s.num_rows; r++) {
+            const float sinks[] = {0.5f, -inf, 100, -3}, slope = s.mask == masks::alibi ? 0.25f : s.mask == masks::finite ? 0.75f : 1;
+            rows.push_back({.q = q.row<float>(r), .out = out.row<float>(r), .mask = s.mask == masks::none ? nullptr : mask.row<uint16_t>(r),
+                            .sight = sight.row<uint8_t>(r), .slope = slope / (1 + r % 2), .sink = s.sinks ? sinks[r / 2 % 4] : -inf});
+            fill(values::normal, q.row<float>(r), s.d_k, 1 + r);
+            std::memset(sight.row<uint8_t>(r), 0, s.num_blocks());
+            for (int64_t c = s.num_cells - 1, left = s.recent ? attention_window : 0; c >= 0; c--) {
+                const float x = mask_value(s, r, c);
+                mask.row<uint16_t>(r)[c] = half_of(x);
+                uint8_t & bits = sight.row<uint8_t>(r)[c / attention_block];
+                if (x != 0) bits |= sight_masked;
+                if (x != -inf) bits |= left-- > 0 ? sight_visible | sight_recent : sight_visible;
+            }
+        }
+        for (int64_t c = 0; c < s.num_cells; c += s.run_cells) { // the last first: their order means nothing
+            runs.insert(runs.begin(), {.k = k.cell(c), .v = v.cell(c), .stride_k = k.runs[0]->stride(), .stride_v = v.runs[0]->stride(),
+                                       .first_cell = c, .num_cells = std::min(s.run_cells, s.num_cells - c)});
+        }
+        args = {.k_cells = find_attention(s.k, isa_bit(token)), .v_cells = find_attention(s.v, isa_bit(token)), .d_k = s.d_k, .d_v = s.d_v,
+                .runs = runs.data(), .num_runs = static_cast<int64_t>(runs.size()), .rows = rows.data(), .num_rows = s.num_rows,
+                .scale = 1 / std::sqrt(static_cast<float>(s.d_k)), .softcap = s.softcap, .int8 = false, .rotate_q = 0, .rotate_k = 0,
+                .rotate_v = 0, .rotate_out = 0, .rotate = rotate<float>};
+        double largest = 0;
+        for (int64_t i = 0; i < s.num_rows * s.num_cells && s.logits > 0; i++) {
+            largest = std::max(largest, std::fabs(logit(i / s.num_cells, i % s.num_cells)));
+        }
+        if (largest > 0) args.scale *= s.logits / static_cast<float>(largest);
+    }
+    bool hides(int64_t r, int64_t c) const { return rows[r].mask && rows[r].mask[c] == half_of(-inf); }
+    double logit(int64_t r, int64_t c) const {
+        double sums[4] = {};
+        for (int64_t i = 0; i < of.d_k; i++) sums[i % 4] += rows[r].q[i] * k.worth[c * of.d_k + i];
+        return args.scale * (sums[0] + sums[1] + sums[2] + sums[3]);
+    }
+
+    std::vector<expected> oracle(int64_t r, double allowed) const {
+        std::vector<double> s(of.num_cells, -INFINITY);
+        double largest = -INFINITY, sum = 0;
+        for (int64_t c = 0; c < of.num_cells; c++) {
+            if (hides(r, c)) continue;
+            const double x = logit(r, c), bias = rows[r].mask ? half_value(reinterpret_cast<const uint8_t *>(rows[r].mask + c)) : 0;
+            s[c] = (of.softcap ? of.softcap * std::tanh(x / of.softcap) : x) + rows[r].slope * bias;
+            largest = std::max(largest, s[c]);
+        }
+        std::vector<expected> want(of.d_v, {0, 0});
+        if (largest == -INFINITY) return want; // sees nothing: exactly 0
+        largest = std::max<double>(largest, rows[r].sink);
+        for (int64_t c = 0; c < of.num_cells; c++) {
+            if (hides(r, c)) continue;
+            const double p = std::exp(s[c] - largest), *row = v.worth.data() + c * of.d_v;
+            sum += p;
+            for (int64_t j = 0; j < of.d_v; j++) want[j] = {want[j].value + p * row[j], std::max(want[j].bound, std::fabs(row[j]))};
+        }
+        sum += std::exp(rows[r].sink - largest);
+        for (expected & e : want) e = {e.value / sum, allowed * e.bound + 1e-30};
+        return want;
+    }
+
+    attention_counts add_tiles(const attention_state & state) {
+        fenced_floats scratch(attention_scratch_floats(of.num_rows, of.d_k, of.d_v));
+        return attend_tiles(args, state, scratch);
+    }
+    void add_blocks(const attention_state & state, int64_t first = 0, int64_t step = 1) const { // every `step`th, from `first` on
+        for (int64_t run = 0, i = 0; run < args.num_runs; run++) {
+            for (int64_t block = 0; block * attention_block < args.runs[run].num_cells; block++) {
+                if (i++ % step == first) attend_block(args, state, run, block, i % 3, 3);
+            }
+        }
+    }
+    void finish(const attention_state * states, int64_t num_states, const std::vector<int64_t> & cuts) {
+        for (const attention_row & row : rows) std::fill_n(row.out, of.d_v, nan);
+        for (size_t i = cuts.size() - 1; i > 0; i--) attention_finish(args, states, num_states, cuts[i - 1], cuts[i]);
+    }
+    attention_counts attend(way how) {
+        const attention_args before = args;
+        if (how == way::int8) {
+            args.int8 = true;
+            if (takes(of.k, 1)) args.rotate_q = args.rotate_k = of.d_k & -of.d_k; // other types stand for cells that are stored rotated
+            if (takes(of.v, 1)) args.rotate_v = args.rotate_out = of.d_v & -of.d_v;
+        }
+        part whole(args);
+        attention_counts counts = {};
+        if (how == way::few) add_blocks(whole.state);
+        else counts = add_tiles(whole.state);
+        finish(&whole.state, 1, {0, of.num_rows});
+        args = before;
+        return counts;
+    }
+    std::vector<float> result() const {
+        std::vector<float> all;
+        for (const attention_row & row : rows) all.insert(all.end(), row.out, row.out + of.d_v);
+        return all;
+    }
+    void expect_right(double allowed = exact) const {
+        for (int64_t r = 0; r < of.num_rows; r++) ASSERT_TRUE(within(rows[r].out, oracle(r, allowed))) << "row " << r << " of " << of;
+        ASSERT_TRUE(out.gaps_untouched()) << of;
+    }
+};
+
+} // namespace alloy::test
