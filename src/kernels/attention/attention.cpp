@@ -194,7 +194,7 @@ void attend_block(const attention_args & args, const attention_state & state, in
         return ahead_of(at + attention_block * stride, stride, cell_row_bytes(kernels.type, d), head, num_heads);
     };
     const attention_ahead next_k = ahead(k, cells.stride_k, *args.k_cells, args.d_k), next_v = ahead(v, cells.stride_v, *args.v_cells, args.d_v);
-    constexpr int64_t most = attention_max_tile;
+    constexpr int64_t most = attention_tile;
     alignas(64) float s[most * attention_block], alpha[most];
     for (int64_t r = 0; r < args.num_rows; r += most) {
         const int64_t rows = std::min(most, args.num_rows - r);
@@ -209,8 +209,8 @@ void attend_block(const attention_args & args, const attention_state & state, in
 
 int64_t attention_scratch_floats(int64_t num_rows, int64_t d_k, int64_t d_v) {
     const int64_t groups = int8_query_groups(d_k);
-    return packed_block::floats(d_k, d_v) + attention_max_tile * attention_block + 2 * floats_a_line +
-           floats_of_bytes(attention_max_tile * attention_block) + floats_of_bytes(num_rows * d_k) + 2 * lines(num_rows * groups) + lines(2 * num_rows);
+    return packed_block::floats(d_k, d_v) + attention_tile * attention_block + 2 * lines(attention_tile) +
+           floats_of_bytes(attention_tile * attention_block) + floats_of_bytes(num_rows * d_k) + 2 * lines(num_rows * groups) + lines(2 * num_rows);
 }
 
 attention_counts attend_tiles(const attention_args & args, const attention_state & state, float * scratch) {
@@ -221,9 +221,9 @@ attention_counts attend_tiles(const attention_args & args, const attention_state
         scratch += lines(floats);
         return taken;
     };
-    float * s = take(attention_max_tile * attention_block);
-    float *alpha = take(attention_max_tile), *weight = take(attention_max_tile);
-    auto * codes = reinterpret_cast<uint8_t *>(take(attention_max_tile * attention_block / 4));
+    float * s = take(attention_tile * attention_block);
+    float *alpha = take(attention_tile), *weight = take(attention_tile);
+    auto * codes = reinterpret_cast<uint8_t *>(take(attention_tile * attention_block / 4));
     int8_queries q8{};
     q8.num_groups = int8_query_groups(args.d_k);
     q8.codes = reinterpret_cast<int8_t *>(take(args.num_rows * args.d_k / 4));
@@ -238,8 +238,8 @@ attention_counts attend_tiles(const attention_args & args, const attention_state
         for (int64_t block = 0; block * attention_block < run->num_cells; block++) {
             packed.move_to(*run, block);
             const int64_t first_cell = run->first_cell + block * attention_block, cell_block = first_cell / attention_block;
-            for (int64_t r = 0; r < args.num_rows; r += tiles.num_rows) {
-                const int64_t rows = std::min(tiles.num_rows, args.num_rows - r);
+            for (int64_t r = 0; r < args.num_rows; r += attention_tile) {
+                const int64_t rows = std::min(attention_tile, args.num_rows - r);
                 uint8_t sight = 0;
                 for (int64_t i = r; i < r + rows; i++) sight |= sight_of(args.rows[i], cell_block);
                 if ((sight & sight_visible) == 0) continue;
@@ -253,7 +253,7 @@ attention_counts attend_tiles(const attention_args & args, const attention_state
                 if (int8) {
                     counts.int8_tiles++;
                     tiles.int8_scores(q8, r, rows, args.d_k, packed.keys(), s);
-                    tiles.int8_softmax(s, row, rows, first_cell, packed.cells(), cap, packed.values(), m, l, alpha, codes, weight);
+                    tiles.int8_softmax(s, q8.num_groups == 1 ? q8.scales + r : nullptr, row, rows, first_cell, packed.cells(), cap, packed.values(), m, l, alpha, codes, weight);
                     tiles.int8_values(codes, weight, rows, args.d_v, packed.values(), alpha, o);
                 } else {
                     counts.f32_tiles++;

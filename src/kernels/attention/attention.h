@@ -20,7 +20,7 @@ bool is_quantised(cell_type type);                       // stored in blocks of 
 
 // Cells are worked on in blocks: a page of the KV store, a tile of the prompt kernels.
 constexpr int64_t attention_block = 64;
-constexpr int64_t attention_max_tile = 8; // rows of queries that a tile kernel takes at once, at most
+constexpr int64_t attention_tile = 24;    // rows of queries that tile kernels take at once, at most
 constexpr int64_t attention_max_d = 576;  // head size, a multiple of 16
 constexpr int64_t attention_window = 128; // most recent cells of a row that INT8 mode computes in f32
 
@@ -63,9 +63,9 @@ struct attention_cells;
 //   Alignment   natural for what a type stores: 4 B f32, 2 B others; state and scratch 64 B
 //   Over-read   none; prefetched beyond
 //   Numerics    exact mode: f32 throughout. |error| <= 1e-5 max_c |V[c][j]| for logits |x| <= 64, at every number of cells.
-//               INT8 mode (attend_tiles only): Q, K and V rounded to 8 bits, which wants them rotated; dots in int32 (no saturation), logits, sums and
-//               outputs in f32; P in 8 bits (7 where signed bytes or int16 pairs
-//               leave no more: avx2, neon_dotprod) with a scale for each row and block of cells, which holds V's scale of each cell.
+//               INT8 mode (attend_tiles only): Q, K and V rounded to 8 bits, which wants them rotated; dots in int32 (no saturation),
+//               logits, sums and outputs in f32; P in 8 bits with a scale for each row and block of cells, which holds V's scale of
+//               each cell. avx2 has 7 bits for Q and P, neon_dotprod for P: int16 pairs and signed bytes leave no more.
 //               The last attention_window cells of a row, and blocks where a bound of the logits' error exceeds
 //               attention_error_limit, are computed as in exact mode.
 //               NaN and Inf in hidden cells have no effect; in visible ones they give NaN in the rows that see them
@@ -172,7 +172,6 @@ constexpr int64_t int8_query_groups(int64_t d) { return d >= 192 && d % 32 == 0 
 
 struct attention_tiles {
     isa token;
-    int64_t num_rows; // of a tile, at most attention_max_tile; fewer rows may be given
     // p = 2^(s - m), and the state brought up to date: m, l and alpha = 2^(m before - m). `cap`: softcap * log2(e); rows' slopes times
     // log2(e) likewise. first_cell: of the block, for the mask.
     void (*softmax)(float * s, const attention_row * rows, int64_t num_rows, int64_t first_cell, int64_t n, float cap, float * m, float * l,
@@ -186,10 +185,11 @@ struct attention_tiles {
     void (*pack_int8_keys)(const float * rows, int64_t d, int64_t n, float * scratch, int8_keys & keys);
     void (*pack_int8_values)(const float * rows, int64_t d, int64_t n, int8_values & values);
     void (*quantize_queries)(const float * q, int64_t num_rows, int64_t d, const int8_queries & out);
+    // With one group of channels the scale of Q is left to int8_softmax.
     void (*int8_scores)(const int8_queries & q, int64_t first_row, int64_t num_rows, int64_t d, const int8_keys & keys, float * s);
     // codes[r][c] = 2^(s - largest s of the block) * scale of V, as a share of the largest such product; weight[r]: what a code stands for
-    // beside the new m.
-    void (*int8_softmax)(float * s, const attention_row * rows, int64_t num_rows, int64_t first_cell, int64_t n, float cap, const int8_values & values,
+    // beside the new m. `unit`: scales of Q that the scores still lack, or null.
+    void (*int8_softmax)(float * s, const float * unit, const attention_row * rows, int64_t num_rows, int64_t first_cell, int64_t n, float cap, const int8_values & values,
                          float * m, float * l, float * alpha, uint8_t * codes, float * weight);
     void (*int8_values)(const uint8_t * codes, const float * weight, int64_t num_rows, int64_t d, const int8_values & values, const float * alpha,
                         float * o);

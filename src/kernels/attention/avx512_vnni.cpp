@@ -22,7 +22,7 @@ struct vec {
     static constexpr int tile_rows = 6, tile_vectors = 4;
     static constexpr int int8_rows = 6, int8_vectors = 4;
     static constexpr uint8_t key_offset = 128; // VPDPBUSD multiplies unsigned by signed bytes
-    static constexpr float largest_p = 255;
+    static constexpr float largest_q = 127, largest_p = 255;
     static constexpr int tokens(int rows) { return rows == 1 ? 16 : rows == 2 ? 8 : 4; }
     static constexpr int value_vectors(int) { return 4; }
 
@@ -39,8 +39,9 @@ struct vec {
     static reg min(reg x, reg limit) { return _mm512_min_ps(limit, x); } // NaN stays: MINPS and MAXPS return the second operand then
     static reg max_keep_nan(reg x, reg limit) { return _mm512_max_ps(limit, x); }
     static reg abs(reg x) { return _mm512_abs_ps(x); }
-    static reg round(reg x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT); }
-    static reg scale_by_exp2(reg x, reg whole) { return _mm512_scalef_ps(x, whole); }
+    // x less the whole number below it; of -inf 0. Scaling takes that whole number of x by itself.
+    static reg fraction(reg & x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+    static reg scale_by_exp2(reg y, reg x) { return _mm512_scalef_ps(y, x); }
     static reg to_floats(ints x) { return _mm512_cvtepi32_ps(x); }
     static float first(reg x) { return _mm512_cvtss_f32(x); }
     static bool all_zero(reg x) { return _mm512_cmp_ps_mask(x, zero(), _CMP_NEQ_UQ) == 0; }

@@ -169,42 +169,44 @@ template <cell_type type> void expand(const uint8_t * cells, int64_t stride, int
 }
 
 // --- softmax --------------------------------------------------------------------------------------------------------------------------
-// 2^x for x <= 0 or so. Relative error 8e-8 with degree 5, 8e-5 with degree 3 (whose results become 8 bit). -inf gives 0, NaN NaN.
+// 2^x for x <= 0 or so. Relative error 8e-8 with degree 5, 9e-5 with degree 3 (whose results become 8 bit). 2^0 is 1, else a state that is
+// scaled by it again and again would fade; -inf gives 0, NaN NaN.
 template <int degree> [[gnu::always_inline]] inline reg exp2(reg x) {
-    x = vec::max_keep_nan(x, vec::set1(-200));
-    const reg whole = vec::round(x), f = vec::sub(x, whole);
+    const reg f = vec::fraction(x); // in [0, 1); x is now what scale_by_exp2 wants
     reg y;
     if constexpr (degree == 5) {
-        y = vec::fma(vec::set1(1.3276472e-3f), f, vec::set1(9.67554133e-3f));
-        y = vec::fma(y, f, vec::set1(5.55071327e-2f));
-        y = vec::fma(y, f, vec::set1(2.40221197e-1f));
-        y = vec::fma(y, f, vec::set1(6.93146967e-1f));
-        y = vec::fma(y, f, vec::set1(1.00000007f));
+        y = vec::fma(vec::set1(1.86713007e-3f), f, vec::set1(9.01703032e-3f));
+        y = vec::fma(y, f, vec::set1(5.57999131e-2f));
+        y = vec::fma(y, f, vec::set1(2.4016445e-1f));
+        y = vec::fma(y, f, vec::set1(6.93151312e-1f));
     } else {
-        y = vec::fma(vec::set1(5.51716691e-2f), f, vec::set1(2.42611122e-1f));
-        y = vec::fma(y, f, vec::set1(6.93260985e-1f));
-        y = vec::fma(y, f, vec::set1(9.99928074e-1f));
+        y = vec::fma(vec::set1(7.7067042e-2f), f, vec::set1(2.27644991e-1f));
+        y = vec::fma(y, f, vec::set1(6.95116786e-1f));
     }
-    return vec::scale_by_exp2(y, whole);
+    return vec::scale_by_exp2(vec::fma(y, f, vec::set1(1)), x);
 }
 
-// Scores of one row as logits in units of log2: softcap, mask; -inf for hidden cells and those beyond n.
-[[gnu::always_inline]] inline void logits(float * s, const attention_row & row, int64_t first_cell, int64_t n, float cap, reg (&x)[block_regs]) {
-    for (int64_t c = n; c < block; c++) s[c] = -infinity;
-    ALLOY_UNROLL for (int i = 0; i < block_regs; i++) x[i] = vec::load(s + 16 * i);
+inline bool needs_mask(const attention_row & row, int64_t first_cell) {
+    return row.mask != nullptr && (row.sight[first_cell / block] & sight_masked) != 0;
+}
+
+// Logits of one row in units of log2, from its scores times `unit`: softcap, mask; -inf for hidden cells and those beyond n.
+[[gnu::always_inline]] inline void logits(float * s, float unit, const attention_row & row, int64_t first_cell, int64_t n, float cap,
+                                          reg (&x)[block_regs]) {
+    ALLOY_UNROLL for (int i = 0; i < block_regs; i++) x[i] = vec::mul(vec::load(s + 16 * i), vec::set1(unit));
     if (cap != 0) { // tanh(y) = 1 - 2 / (exp(2 y) + 1)
         for (int i = 0; i < block_regs; i++) {
             const reg e = exp2<5>(vec::min(vec::mul(x[i], vec::set1(2 * log2_e / cap)), vec::set1(100)));
             const reg t = vec::sub(vec::set1(1), vec::div(vec::set1(2), vec::add(e, vec::set1(1))));
             x[i] = vec::mul(vec::set1(cap), t);
         }
-        for (int64_t c = n; c < block; c++) {
-            for (int i = 0; i < block_regs; i++) vec::store(s + 16 * i, x[i]);
-            for (; c < block; c++) s[c] = -infinity;
-            for (int i = 0; i < block_regs; i++) x[i] = vec::load(s + 16 * i);
-        }
     }
-    if (row.mask == nullptr || (row.sight[first_cell / block] & sight_masked) == 0) return;
+    if (n < block) {
+        ALLOY_UNROLL for (int i = 0; i < block_regs; i++) vec::store(s + 16 * i, x[i]);
+        for (int64_t c = n; c < block; c++) s[c] = -infinity;
+        ALLOY_UNROLL for (int i = 0; i < block_regs; i++) x[i] = vec::load(s + 16 * i);
+    }
+    if (!needs_mask(row, first_cell)) return;
     const auto * mask = reinterpret_cast<const uint8_t *>(row.mask + first_cell);
     uint8_t padded[2 * block];
     if (n < block) {
@@ -216,23 +218,69 @@ template <int degree> [[gnu::always_inline]] inline reg exp2(reg x) {
     ALLOY_UNROLL for (int i = 0; i < block_regs; i++) x[i] = vec::add_mask(x[i], vec::from_halves(mask + 32 * i), slope);
 }
 
-void softmax(float * s, const attention_row * rows, int64_t num_rows, int64_t first_cell, int64_t n, float cap, float * m, float * l, float * alpha) {
-    for (int64_t r = 0; r < num_rows; r++, s += block, l += 16) {
+// A tile's rows on their way through softmax. Each step is done for all rows before the next: alone, a row would wait for the latency
+// of its own maximum and exponentials. Rows from num_rows on hold what they may: nobody looks at them.
+struct softmax_rows {
+    static constexpr int64_t size = (attention_tile + 15) / 16 * 16;
+    alignas(64) float unit[size], largest[size] = {}, reference[size], old_factor[size], new_factor[size];
+
+    // Logits and the largest of each row. `unit` is what the scores still need to be logits: where nothing else is to be done with a
+    // row they stay as they are, and the exponentials take care of it.
+    [[gnu::always_inline]] void start(float * s, const float * units, const attention_row * rows, int64_t num_rows, int64_t first_cell, int64_t n,
+                                      float cap) {
+        for (int64_t r = 0; r < num_rows; r++, s += block) {
+            const float u = units != nullptr ? units[r] : 1;
+            reg x[block_regs];
+            if (cap == 0 && n == block && !needs_mask(rows[r], first_cell)) {
+                ALLOY_UNROLL for (int i = 0; i < block_regs; i++) x[i] = vec::load(s + 16 * i);
+                largest[r] = u * vec::largest(vec::max(vec::max(x[0], x[1]), vec::max(x[2], x[3])));
+                unit[r] = u;
+            } else {
+                largest[r] = change(s, u, rows[r], first_cell, n, cap);
+                unit[r] = 1;
+            }
+        }
+    }
+    // Brings m up to date. Exponents are taken from m, or from the largest of the block, but never from -inf.
+    template <bool from_block> [[gnu::always_inline]] void refer(float * m, int64_t num_rows) {
+        alignas(64) float before[size] = {};
+        for (int64_t r = 0; r < num_rows; r++) before[r] = m[r];
+        const reg low = vec::set1(-1e30f);
+        for (int64_t r = 0; r < num_rows; r += 16) {
+            const reg now = vec::load(largest + r), was = vec::load(before + r);
+            const reg after = vec::max(now, was), to = vec::max(after, low); // a largest that is NaN leaves m alone
+            vec::store(old_factor + r, exp2<5>(vec::sub(was, to)));
+            vec::store(new_factor + r, from_block ? exp2<5>(vec::sub(now, to)) : vec::set1(1));
+            vec::store(reference + r, from_block ? vec::max(now, low) : to);
+            vec::store(before + r, after);
+        }
+        for (int64_t r = 0; r < num_rows; r++) m[r] = before[r];
+    }
+
+  private:
+    [[gnu::noinline]] static float change(float * s, float unit, const attention_row & row, int64_t first_cell, int64_t n, float cap) {
         reg x[block_regs];
-        logits(s, rows[r], first_cell, n, cap, x);
-        const float largest = vec::largest(vec::max(vec::max(x[0], x[1]), vec::max(x[2], x[3])));
-        const float before = m[r], after = largest > before ? largest : before;
-        const reg reference = vec::set1(after == -infinity ? 0 : after);
+        logits(s, unit, row, first_cell, n, cap, x);
+        ALLOY_UNROLL for (int i = 0; i < block_regs; i++) vec::store(s + 16 * i, x[i]);
+        return vec::largest(vec::max(vec::max(x[0], x[1]), vec::max(x[2], x[3])));
+    }
+};
+
+void softmax(float * s, const attention_row * rows, int64_t num_rows, int64_t first_cell, int64_t n, float cap, float * m, float * l, float * alpha) {
+    ALLOY_EXPECT(num_rows <= attention_tile);
+    softmax_rows t;
+    t.start(s, nullptr, rows, num_rows, first_cell, n, cap);
+    t.refer<false>(m, num_rows);
+    for (int64_t r = 0; r < num_rows; r++) {
         reg sum = vec::zero();
         ALLOY_UNROLL for (int i = 0; i < block_regs; i++) {
-            const reg p = exp2<5>(vec::sub(x[i], reference));
-            vec::store(s + 16 * i, p);
+            float * at = s + r * block + 16 * i;
+            const reg p = exp2<5>(vec::sub(vec::load(at), vec::set1(t.reference[r])));
+            vec::store(at, p);
             sum = vec::add(sum, p);
         }
-        const reg factor = before == after ? vec::set1(1) : exp2<5>(vec::set1(before - after)); // both -inf: the state is empty
-        vec::store(l, vec::fma(vec::load(l), factor, sum));
-        alpha[r] = vec::first(factor);
-        m[r] = after;
+        vec::store(l + 16 * r, vec::fma(vec::load(l + 16 * r), vec::set1(t.old_factor[r]), sum));
+        alpha[r] = t.old_factor[r];
     }
 }
 
@@ -290,11 +338,11 @@ void tile_values(const float * p, int64_t num_rows, int64_t d, const float * pan
 }
 
 // --- 8-bit tiles ----------------------------------------------------------------------------------------------------------------------
-// codes[i] = x[i] / scale rounded to even, scale = max |x| / 127; `offset` is added to each code.
-inline float quantize_row(const float * x, int64_t d, uint8_t offset, int8_t * codes) {
+// codes[i] = x[i] / scale rounded to even, scale = max |x| / largest_code; `offset` is added to each code.
+inline float quantize_row(const float * x, int64_t d, float largest_code, uint8_t offset, int8_t * codes) {
     reg largest = vec::zero();
     for (int64_t i = 0; i < d; i += 16) largest = vec::max(largest, vec::abs(vec::load(x + i)));
-    const float scale = vec::largest(largest) / 127;
+    const float scale = vec::largest(largest) / largest_code;
     const reg inverse = vec::set1(scale > 0x1p-120f ? 1 / scale : 0);
     for (int64_t i = 0; i < d; i += 16) vec::store_codes(codes + i, vec::mul(vec::load(x + i), inverse), offset);
     return scale;
@@ -313,7 +361,7 @@ void pack_int8_keys(const float * rows, int64_t d, int64_t n, float * scratch, i
     keys.largest_scale = keys.largest_norm = 0;
     keys.finite = true;
     for (int64_t c = 0; c < block; c++) {
-        const float scale = quantize_row(rows + c * d, d, vec::key_offset, codes + c * d);
+        const float scale = quantize_row(rows + c * d, d, 127, vec::key_offset, codes + c * d);
         keys.scales[c] = scale;
         if (c >= n) continue;
         const float norm = norm_of(rows + c * d, d);
@@ -338,7 +386,7 @@ void pack_int8_values(const float * rows, int64_t d, int64_t n, int8_values & va
     values.finite = true;
     for (int64_t c = 0; c < block; c += 4) {
         for (int64_t t = 0; t < 4; t++) {
-            const float scale = quantize_row(rows + (c + t) * d, d, 0, codes + t * d);
+            const float scale = quantize_row(rows + (c + t) * d, d, 127, 0, codes + t * d);
             values.scales[c + t] = scale;
             values.finite = values.finite && (c + t >= n || is_finite(norm_of(rows + (c + t) * d, d)));
         }
@@ -352,7 +400,7 @@ void quantize_queries(const float * q, int64_t num_rows, int64_t d, const int8_q
         float largest = 0;
         for (int64_t g = 0; g < out.num_groups; g++) {
             int8_t * codes = out.codes + r * d + g * channels;
-            const float scale = quantize_row(q + g * channels, channels, 0, codes);
+            const float scale = quantize_row(q + g * channels, channels, vec::largest_q, 0, codes);
             int32_t sum = 0;
             for (int64_t i = 0; i < channels; i++) sum += codes[i];
             out.scales[r * out.num_groups + g] = scale;
@@ -390,9 +438,9 @@ template <int R> [[gnu::noinline]] void int8_score_rows(const int8_queries & q, 
                 const reg scale = vec::set1(q.scales[(row + r) * groups + g]);
                 ALLOY_UNROLL for (int j = 0; j < J; j++) {
                     float * out = s + r * block + 16 * (first + j);
-                    const reg k_scale = vec::load(keys.scales + 16 * (first + j));
-                    const reg x = vec::mul(vec::mul(vec::to_floats(acc[r][j]), scale), k_scale);
-                    vec::store(out, g == 0 ? x : vec::add(vec::load(out), x));
+                    const reg x = vec::mul(vec::to_floats(acc[r][j]), vec::load(keys.scales + 16 * (first + j)));
+                    if (groups == 1) vec::store(out, x);
+                    else vec::store(out, g == 0 ? vec::mul(x, scale) : vec::fma(x, scale, vec::load(out)));
                 }
             }
         }
@@ -403,32 +451,35 @@ void int8_scores(const int8_queries & q, int64_t first_row, int64_t num_rows, in
     for_rows<vec::int8_rows>(num_rows, [&]<int R>(int64_t r) { int8_score_rows<R>(q, first_row + r, d, keys, s + r * block); });
 }
 
-void int8_softmax(float * s, const attention_row * rows, int64_t num_rows, int64_t first_cell, int64_t n, float cap, const int8_values & values,
-                  float * m, float * l, float * alpha, uint8_t * codes, float * weight) {
-    for (int64_t r = 0; r < num_rows; r++, s += block, l += 16, codes += block) {
-        reg x[block_regs];
-        logits(s, rows[r], first_cell, n, cap, x);
-        const float largest = vec::largest(vec::max(vec::max(x[0], x[1]), vec::max(x[2], x[3])));
-        const float before = m[r], after = largest > before ? largest : before;
-        const reg reference = vec::set1(largest == -infinity ? 0 : largest);
-        reg sum = vec::zero();
+void int8_softmax(float * s, const float * unit, const attention_row * rows, int64_t num_rows, int64_t first_cell, int64_t n, float cap,
+                  const int8_values & values, float * m, float * l, float * alpha, uint8_t * codes, float * weight) {
+    ALLOY_EXPECT(num_rows <= attention_tile);
+    softmax_rows t;
+    t.start(s, unit, rows, num_rows, first_cell, n, cap);
+    t.refer<true>(m, num_rows);
+    float top[attention_tile];
+    for (int64_t r = 0; r < num_rows; r++) {
+        const reg u = vec::set1(t.unit[r]), minus_reference = vec::set1(-t.reference[r]);
+        reg sum = vec::zero(), x[block_regs];
         ALLOY_UNROLL for (int i = 0; i < block_regs; i++) {
-            const reg p = exp2<3>(vec::sub(x[i], reference));
+            float * at = s + r * block + 16 * i;
+            const reg p = exp2<3>(vec::fma(vec::load(at), u, minus_reference));
             sum = vec::add(sum, p);
             x[i] = vec::mul(p, vec::load(values.scales + 16 * i));
+            vec::store(at, x[i]);
         }
+        top[r] = vec::largest(vec::max(vec::max(x[0], x[1]), vec::max(x[2], x[3])));
+        sum = vec::mul(sum, vec::set1(t.new_factor[r]));
+        vec::store(l + 16 * r, vec::fma(vec::load(l + 16 * r), vec::set1(t.old_factor[r]), sum));
+        alpha[r] = t.old_factor[r];
+    }
+    for (int64_t r = 0; r < num_rows; r++) {
         // The largest product, not the largest p, gets the largest code: an attention sink has all of p and next to nothing of V.
-        const float top = vec::largest(vec::max(vec::max(x[0], x[1]), vec::max(x[2], x[3])));
-        const reg unit = vec::set1(top > 0x1p-100f ? vec::largest_p / top : 0);
-        ALLOY_UNROLL for (int i = 0; i < block_regs; i++) x[i] = vec::mul(x[i], unit);
-        vec::store_p(codes, x);
-        // 2^(before - after) and 2^(largest - after): one of them is 1.
-        const reg old_factor = before == after ? vec::set1(1) : exp2<5>(vec::set1(before - after));
-        const reg new_factor = largest == after ? vec::set1(1) : exp2<5>(vec::set1(largest - after));
-        vec::store(l, vec::fma(vec::load(l), old_factor, vec::mul(sum, new_factor)));
-        alpha[r] = vec::first(old_factor);
-        weight[r] = top / vec::largest_p * vec::first(new_factor);
-        m[r] = after;
+        const reg inverse = vec::set1(top[r] > 0x1p-100f ? vec::largest_p / top[r] : 0);
+        reg x[block_regs];
+        ALLOY_UNROLL for (int i = 0; i < block_regs; i++) x[i] = vec::mul(vec::load(s + r * block + 16 * i), inverse);
+        vec::store_p(codes + r * block, x);
+        weight[r] = top[r] * (1 / vec::largest_p) * t.new_factor[r];
     }
 }
 
@@ -473,7 +524,7 @@ void int8_values_of_tile(const uint8_t * codes, const float * weight, int64_t nu
 
 #define ALLOY_DEFINE_ATTENTION(token)                                                                                                                \
     namespace {                                                                                                                                      \
-    constexpr attention_tiles tiles = {isa::token,     vec::tile_rows,   softmax,          pack_keys,   tile_scores,  tile_values,                      \
+    constexpr attention_tiles tiles = {isa::token,     softmax,          pack_keys,   tile_scores,  tile_values,                      \
                                        pack_int8_keys, pack_int8_values, quantize_queries, int8_scores, int8_softmax, int8_values_of_tile};          \
     }                                                                                                                                                \
     ALLOY_DEFINE_CELLS(f32, token)                                                                                                                   \
