@@ -390,11 +390,45 @@ class planner {
     // --- attention ----------------------------------------------------------------------------------------------------------------------
     size_t run_attention_node(size_t i) {
         tensor * node = live_[i];
-        if (host::op_of(node) != op::flash_attn_ext || !ops::can_run_attention(node)) return 0;
+        return host::op_of(node) == op::flash_attn_ext && ops::can_run_attention(node) && add_attention({node}, node, 0) ? 1 : 0;
+    }
+
+    // The host rotates what it stores in quantised caches, so the output comes rotated, and is turned back by a product with the
+    // Hadamard matrix.
+    size_t rule_attention_hadamard(size_t i) {
+        if (i + 1 >= live_.size()) return 0;
+        tensor *node = live_[i], *turned = live_[i + 1];
+        if (host::op_of(node) != op::flash_attn_ext || host::op_of(turned) != op::mul_mat || !ops::can_run_attention(node) || !can_run(turned)) return 0;
+        const tensor * flat = ops::row_input(turned);
+        const bool is_whole_output = flat != nullptr && flat->view_src == node && flat->data == node->data &&
+                                     host::api().ggml_nbytes(flat) == host::api().ggml_nbytes(node);
+        if (!is_whole_output || node->ne[0] % turned->ne[0] != 0 || use_count(graph_, node) != 1 || use_count(graph_, flat) != 1 ||
+            (node->flags & host::flag_output) != 0 || node->view_src != nullptr) {
+            return 0;
+        }
+        plan_.clones.push_back(std::make_unique<tensor>(*node));
+        tensor * out = plan_.clones.back().get();
+        out->data = turned->data;
+        // Queries are read before the rows made from them are written, so both may have the same place; nothing else may.
+        const byte_range written = range_of(turned);
+        bool apart = !range_of(node->src[0]).meets(written) || ops::queries_lie_as_output(node, out);
+        for (int s = 1; s < host::max_src; s++) apart = apart && (node->src[s] == nullptr || !range_of(node->src[s]).meets(written));
+        if (!apart) {
+            misses_++;
+            return 0;
+        }
+        look_at(turned);
+        return add_attention({node, turned}, out, turned->ne[0]) ? 2 : 0;
+    }
+
+    // The steps of one attention node, whose rows go to `out`, in groups of `rotate_out` turned back. False: no memory.
+    bool add_attention(std::vector<tensor *> nodes, const tensor * out, int64_t rotate_out) {
+        tensor * node = nodes.front();
         if (slots_of_attention_.count == 0) make_attention_slots();
-        if (slots_of_attention_.memory == nullptr) return 0;
+        if (slots_of_attention_.memory == nullptr) return false;
         const ops::mask_map * map = mask_map_for(node);
-        plan_.attentions.push_back(ops::make_attention_call(node, map, cells_of(node->src[1]), cells_of(node->src[2]), precision_, slots_of_attention_));
+        plan_.attentions.push_back(
+            ops::make_attention_call(node, out, map, cells_of(node->src[1]), cells_of(node->src[2]), precision_, rotate_out, slots_of_attention_));
         const ops::attention_call * call = plan_.attentions.back().get();
         const byte_range work = range_at(slots_of_attention_.memory, static_cast<size_t>(slots_of_attention_.floats * slots_of_attention_.count) * sizeof(float));
         step s;
@@ -407,24 +441,24 @@ class planner {
         s.reads.push_back(range_at(map->sight.get(), static_cast<size_t>(map->num_rows * map->num_blocks)));
         s.writes = {work};
         s.label = std::string("attention ") + cell_type_name(call->k_cells->type) + (call->int8 ? " int8" : "");
-        if (!call->few) {
-            s.writes.push_back(range_of(node));
-            s.nodes = {node};
-            plan_.steps.push_back(std::move(s));
-            return 1;
-        }
+        step * last = &s;
         step join;
-        join.run = join_attention;
-        join.arguments = call;
-        join.num_tasks = one_task_a_thread;
-        join.reads = {work};
-        if (node->src[4] != nullptr) join.reads.push_back(range_of(node->src[4]));
-        join.writes = {range_of(node)};
-        join.label = "join";
-        join.nodes = {node};
+        if (call->few) {
+            join.run = join_attention;
+            join.arguments = call;
+            join.num_tasks = one_task_a_thread;
+            join.reads = {work};
+            if (node->src[4] != nullptr) join.reads.push_back(range_of(node->src[4]));
+            join.label = "join";
+            last = &join;
+        }
+        last->writes.push_back(range_of(nodes.back()));
+        last->fused_nodes = static_cast<int>(nodes.size()) - 1;
+        if (rotate_out > 0) last->label += " + hadamard";
+        last->nodes = std::move(nodes);
         plan_.steps.push_back(std::move(s));
-        plan_.steps.push_back(std::move(join));
-        return 1;
+        if (join.run != nullptr) plan_.steps.push_back(std::move(join));
+        return true;
     }
 
     kv::kv_view cells_of(const tensor * t) const {

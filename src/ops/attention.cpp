@@ -95,7 +95,7 @@ void make_rows(const attention_call & call, int64_t state, int64_t first_token, 
     for (int64_t token = first_token; token < first_token + num_tokens; token++) {
         for (int64_t head = first_head; head < first_head + group; head++, rows++) {
             rows->q = element<const float>(q, token, head, stream);
-            rows->out = element<float>(call.node, head, token, stream);
+            rows->out = element<float>(call.out, head, token, stream);
             rows->mask = mask == nullptr ? nullptr : element<const uint16_t>(mask, token, head % mask->ne[2], stream % mask->ne[3]);
             rows->sight = call.map->row(token, head, stream);
             rows->slope = slope_of(head, call.heads, call.max_bias);
@@ -260,14 +260,16 @@ int64_t attention_slot_floats(const tensor * node) {
     return sizes.floats();
 }
 
-std::unique_ptr<attention_call> make_attention_call(const tensor * node, const mask_map * map, const kv::kv_view & keys, const kv::kv_view & values,
-                                                    attention_precision precision, const attention_slots & slots) {
+std::unique_ptr<attention_call> make_attention_call(const tensor * node, const tensor * out, const mask_map * map, const kv::kv_view & keys,
+                                                    const kv::kv_view & values, attention_precision precision, int64_t rotate_out,
+                                                    const attention_slots & slots) {
     const shape s(node);
     auto call = std::make_unique<attention_call>();
     cell_type k_type{}, v_type{};
     cell_type_of_host(keys.type, k_type);
     cell_type_of_host(values.type, v_type);
     call->node = node;
+    call->out = out;
     call->map = map;
     call->k_cells = find_attention(k_type);
     call->v_cells = find_attention(v_type);
@@ -294,10 +296,21 @@ std::unique_ptr<attention_call> make_attention_call(const tensor * node, const m
     const bool declared = is_quantised(k_type) && is_quantised(v_type);
     call->int8 = s.tokens > most_tokens_in_f32 && (precision == attention_precision::int8 || (precision == attention_precision::automatic && declared));
     call->rotate_q = call->rotate_k = call->int8 && !is_quantised(k_type) ? rotation_of(s.d_k) : 0;
-    call->rotate_v = call->rotate_out = call->int8 && !is_quantised(v_type) ? rotation_of(s.d_v) : 0;
+    call->rotate_v = call->int8 && !is_quantised(v_type) ? rotation_of(s.d_v) : 0;
+    call->rotate_out = rotate_out;
+    if (call->rotate_v > 0) {
+        // Transforms of one size undo one another. Rotated twice is a matter of cells that lie rotated though their type does not say so.
+        if (rotate_out == 0) call->rotate_out = call->rotate_v;
+        else call->rotate_v = 0;
+    }
     call->slots = slots;
     call->started.resize(static_cast<size_t>(slots.count));
     return call;
+}
+
+bool queries_lie_as_output(const tensor * node, const tensor * out) {
+    const tensor * q = node->src[0];
+    return q->data == out->data && q->ne[0] == out->ne[0] && q->nb[1] == out->nb[2] && q->nb[2] == out->nb[1] && (q->ne[3] == 1 || q->nb[3] == out->nb[3]);
 }
 
 void attention_call::run(int thread, int num_threads) {

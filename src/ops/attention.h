@@ -41,6 +41,7 @@ struct attention_slots {
 
 struct attention_call {
     const host::tensor * node;
+    const host::tensor * out; // in the shape of the node: where its rows go
     const mask_map * map;
     const attention_cells *k_cells, *v_cells;
     std::vector<std::vector<attention_run>> runs; // [streams * kv_heads]
@@ -66,8 +67,13 @@ bool can_run_attention(const host::tensor * node);
 
 int64_t attention_slot_floats(const host::tensor * node); // for a node that can_run_attention()
 
-// `keys`, `values`: the cells behind src[1] and src[2].
-std::unique_ptr<attention_call> make_attention_call(const host::tensor * node, const mask_map * map, const kv::kv_view & keys,
-                                                    const kv::kv_view & values, attention_precision precision, const attention_slots & slots);
+// `out`: in the shape of the node, where its rows go, Hadamard transformed in groups of rotate_out (0: as they are). `keys`, `values`: the
+// cells behind src[1] and src[2].
+std::unique_ptr<attention_call> make_attention_call(const host::tensor * node, const host::tensor * out, const mask_map * map, const kv::kv_view & keys,
+                                                    const kv::kv_view & values, attention_precision precision, int64_t rotate_out,
+                                                    const attention_slots & slots);
+
+// Whether each row of queries stands just where the row of the output that is made from it goes.
+bool queries_lie_as_output(const host::tensor * node, const host::tensor * out);
 
 } // namespace alloy::ops

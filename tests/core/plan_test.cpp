@@ -20,7 +20,7 @@ using host::tensor;
 
 namespace {
 
-constexpr int64_t k = 64, tokens = 6;
+constexpr int64_t k = 64, tokens = 6, prompt = 20;
 
 class Plan : public ::testing::Test {
   protected:
@@ -102,6 +102,23 @@ class Plan : public ::testing::Test {
         b->iface.set_tensor(b, w, bytes.data(), 0, bytes.size());
         return w;
     }
+    // Attention over caches in f32 with heads of 32 elements; `rows`: tokens of the queries.
+    tensor * attention(int64_t rows, const char * name, tensor ** queries = nullptr) {
+        tensor *q = floats("queries", {32, rows, 4}), *keys = floats("keys", {32, 70, 2}), *values = floats("values", {32, 70, 2});
+        mask = mask ? mask : g.leaf("mask", host::type_f16, {70, rows});
+        tensor * t = g.node(op::flash_attn_ext, name, {32, 4, rows}, {q, keys, values, mask});
+        g.set_param(t, 0, 0.2f);
+        if (queries) *queries = q;
+        return t;
+    }
+    // Its output turned back, as the host does for quantised caches.
+    tensor * turned(tensor * attended, const char * name) {
+        const int64_t rows = attended->ne[1] * attended->ne[2];
+        tensor * t = g.node(op::mul_mat, name, {32, rows}, {floats("rotation", {32, 32}), g.view(attended, "flat", {32, rows})});
+        t->op_params[1] = host::hint_src0_is_hadamard;
+        return t;
+    }
+    tensor * mask = nullptr;
     tensor * product(tensor * w, tensor * x, const char * name) {
         return g.node(op::mul_mat, name, {w->ne[1], x->ne[1], x->ne[2]}, {w, x});
     }
@@ -267,6 +284,73 @@ TEST_F(Plan, PackedWeightReadAsRowsIsDelegatedWithACopy) {
     ASSERT_NE(read, nullptr);
     EXPECT_NE(read->data, w->data);
     EXPECT_EQ(static_cast<const uint8_t *>(read->data)[1], 0x20); // the first scale of a GGUF row
+}
+
+TEST_F(Plan, AttentionOfFewTokensIsJoinedAndOfManyIsNot) {
+    attention(1, "a");
+    attention(1, "b");
+    EXPECT_EQ(steps(), "|mask map|attention f32|join|attention f32|join");
+    g = graph_builder();
+    mask = nullptr;
+    attention(prompt, "c");
+    EXPECT_EQ(steps(), "|mask map|attention f32");
+}
+
+TEST_F(Plan, AttentionRunsGiveTheFormula) {
+    for (const int64_t rows : {int64_t(1), prompt}) {
+        g = graph_builder();
+        mask = nullptr;
+        tensor * q = nullptr;
+        tensor * t = attention(rows, "a", &q);
+        static_cast<uint16_t *>(mask->data)[69] = 0xFC00; // the last cell is hidden from the first token
+        auto session = graph::session::make();
+        ASSERT_TRUE(session);
+        ASSERT_EQ(session->compute(g.graph(0)), host::status_success);
+        const tensor *keys = t->src[1], *values = t->src[2];
+        for (int64_t head = 0; head < 4; head++) {
+            double total = 0, sum = 0;
+            for (int64_t c = 0; c < 69; c++) {
+                double x = 0;
+                for (int64_t i = 0; i < 32; i++) x += 0.2 * at(q, head * rows * 32 + i) * at(keys, (head / 2 * 70 + c) * 32 + i);
+                total += std::exp(x);
+                sum += std::exp(x) * at(values, (head / 2 * 70 + c) * 32 + 5);
+            }
+            EXPECT_NEAR(at(t, head * 32 + 5), sum / total, 1e-5) << "head " << head << " of " << rows << " tokens";
+        }
+    }
+}
+
+TEST_F(Plan, OutputOfAttentionIsTurnedBackAsItIsFinished) {
+    turned(attention(1, "a"), "t");
+    EXPECT_EQ(steps(), "|mask map|attention f32|join + hadamard");
+    g = graph_builder();
+    mask = nullptr;
+    tensor * q = nullptr;
+    tensor * many = attention(prompt, "b", &q);
+    turned(many, "t");
+    EXPECT_EQ(steps(), "|mask map|attention f32 + hadamard");
+    EXPECT_EQ(misses, 0);
+}
+
+TEST_F(Plan, OutputOverOtherOperandsOrWithASecondReaderIsWrittenFirst) {
+    tensor * q = nullptr;
+    tensor * a = attention(prompt, "a", &q);
+    turned(a, "t")->data = q->data; // rows of queries do not lie as those of the output
+    EXPECT_EQ(steps(), "|mask map|attention f32|hadamard");
+    EXPECT_EQ(misses, 1);
+    g = graph_builder();
+    mask = nullptr;
+    tensor * b = attention(prompt, "b");
+    turned(b, "t");
+    g.node(op::scale, "again", {32, 4, prompt}, {b});
+    EXPECT_EQ(steps(), "|mask map|attention f32|hadamard scale");
+    EXPECT_EQ(misses, 0);
+}
+
+TEST_F(Plan, AttentionOnOddShapesIsDelegated) {
+    tensor *q = floats("q", {20, 1, 2}), *keys = floats("k", {20, 8, 2}), *values = floats("v", {20, 8, 2});
+    g.node(op::flash_attn_ext, "a", {20, 2, 1}, {q, keys, values});
+    EXPECT_EQ(steps(), "|host a");
 }
 
 TEST_F(Plan, HalfPrecisionRopeAndOddShapesAreDelegated) {
