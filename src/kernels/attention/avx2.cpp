@@ -86,7 +86,10 @@ struct vec {
 
     // --- cells
     static bytes load_bytes(const uint8_t * p) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(p)); }
-    static float half(const uint8_t * p) { return _cvtsh_ss(*reinterpret_cast<const uint16_t *>(p)); }
+    static reg set1_half(const uint8_t * p) {
+        const __m256 x = _mm256_cvtph_ps(_mm_set1_epi16(*reinterpret_cast<const int16_t *>(p)));
+        return {x, x};
+    }
     static reg from_halves(const uint8_t * p) { return {_mm256_cvtph_ps(load_bytes(p)), _mm256_cvtph_ps(load_bytes(p + 16))}; }
     static __m256 from_bf16(bytes x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16)); }
     static reg from_bf16(const uint8_t * p) { return {from_bf16(load_bytes(p)), from_bf16(load_bytes(p + 16))}; }

@@ -61,7 +61,7 @@ struct vec {
 
     // --- cells
     static bytes load_bytes(const uint8_t * p) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(p)); }
-    static float half(const uint8_t * p) { return _cvtsh_ss(*reinterpret_cast<const uint16_t *>(p)); }
+    static reg set1_half(const uint8_t * p) { return _mm512_cvtph_ps(_mm256_set1_epi16(*reinterpret_cast<const int16_t *>(p))); }
     static reg from_halves(const uint8_t * p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p))); }
     static reg from_bf16(const uint8_t * p) {
         const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));

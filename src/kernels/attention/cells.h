@@ -21,7 +21,7 @@ template <cell_type type, int half> [[gnu::always_inline]] inline vec::reg load1
     if constexpr (type == cell_type::f16) return vec::from_halves(row + 64 * pair + 32 * half);
     if constexpr (type == cell_type::bf16) return vec::from_bf16(row + 64 * pair + 32 * half);
     const uint8_t * block = row + pair * block_bytes(type);
-    const vec::reg d = vec::set1(vec::half(block));
+    const vec::reg d = vec::set1_half(block);
     if constexpr (type == cell_type::q8_0) return vec::mul(d, vec::from_signed(vec::load_bytes(block + 2 + 16 * half)));
     constexpr bool has_minimum = type == cell_type::q4_1 || type == cell_type::q5_1;
     constexpr bool has_fifth_bit = type == cell_type::q5_0 || type == cell_type::q5_1;
@@ -31,7 +31,7 @@ template <cell_type type, int half> [[gnu::always_inline]] inline vec::reg load1
     if constexpr (has_fifth_bit) codes = vec::set_bit4(codes, bits + 2 * half);
     if constexpr (type == cell_type::iq4_nl) return vec::mul(d, vec::from_signed(vec::look_up(iq4_nl_values, codes)));
     const vec::reg x = vec::from_signed(codes);
-    if constexpr (has_minimum) return vec::fma(d, x, vec::set1(vec::half(block + 2)));
+    if constexpr (has_minimum) return vec::fma(d, x, vec::set1_half(block + 2));
     return vec::mul(d, vec::sub(x, vec::set1(has_fifth_bit ? 16.0f : 8.0f)));
 }
 
