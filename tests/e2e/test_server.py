@@ -8,6 +8,7 @@ SURE_PROMPTS = ["Count: 1, 2, 3, 4, 5, 6, 7, 8,", "Monday, Tuesday, Wednesday, T
                 "January, February, March, April, May,"]
 SURE_TOKENS = 6
 STORY = harness.PROMPT
+LONG_PROMPT = (harness.ROOT / "tests" / "e2e" / "data" / "prose.txt").read_text()
 OTHER = "The recipe needs two eggs, a cup of flour and"
 
 
@@ -48,6 +49,24 @@ class ServerTest(harness.HostTest):
 
     def sure_answers(self) -> list:
         return self.play("smollm2", "-c 2048 -np 1", lambda s: [s.tokens(p, SURE_TOKENS, cache_prompt=False) for p in SURE_PROMPTS], stock())
+
+
+class Attention(ServerTest):
+    def tiles_of_prompt(self, flags: str, env: dict) -> tuple:
+        """(8-bit tiles, f32 tiles) after one long prompt."""
+        def scene(server):
+            server.tokens(LONG_PROMPT, 4)
+            counters = server.counters()
+            return counters["attention_int8_tiles"], counters["attention_f32_tiles"]
+        return self.play("smollm2", flags, scene, env)
+
+    def test_8_bits_are_opt_in(self):
+        q8 = "-c 2048 -np 1 -ctk q8_0 -ctv q8_0"
+        for flags, precision, expects_int8 in (("-c 2048 -np 1", "auto", False), (q8, "auto", True), (q8, "exact", False), ("-c 2048 -np 1", "int8", True)):
+            with self.subTest(flags=flags, precision=precision):
+                int8, f32 = self.tiles_of_prompt(flags, alloy() | {"GGML_ALLOY_ATTENTION": precision})
+                self.assertEqual(int8 > 0, expects_int8)
+                self.assertGreater(f32, 0)  # the most recent cells in any case
 
 
 class Slots(ServerTest):

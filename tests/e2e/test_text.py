@@ -50,9 +50,11 @@ class Divergent(harness.HostTest):
 
     needs = ["llama-perplexity"]
 
+    context = 256
+
     def perplexity(self, name: str, base: str, env: dict, chunks: int = 0, flags: tuple = ()) -> harness.Run:
         what = ["-f", PROSE, "--chunks", chunks] if chunks else ["--kl-divergence"]
-        result = run("llama-perplexity", ["-m", model(name), "-c", 256, "-b", 256, "-t", 2, "-lv", 4, "--kl-divergence-base", base, *what, *flags],
+        result = run("llama-perplexity", ["-m", model(name), "-c", self.context, "-b", self.context, "-t", 2, "-lv", 4, "--kl-divergence-base", base, *what, *flags],
                      env)
         self.assert_ran(result)
         return result
@@ -63,15 +65,16 @@ class Divergent(harness.HostTest):
         self.assertTrue(kld and top, text[-2000:])
         return Divergence(float(kld[1]), float(top[1]))
 
-    def compare(self, name: str, chunks: int, flags_of_floor: tuple = ()) -> tuple:
-        """(stock against itself with the given flags, with our kernels)"""
+    def compare(self, name: str, chunks: int, flags_of_floor: tuple = (), flags: tuple = ()) -> tuple:
+        """(stock against itself with the given flags, with our kernels and flags)"""
         with tempfile.TemporaryDirectory(prefix="alloy-e2e-") as folder:
             base = os.path.join(folder, "logits")
             self.assert_stock(self.perplexity(name, base, stock(), chunks))
             floor = self.divergence(self.perplexity(name, base, stock(), flags=flags_of_floor))
-            result = self.perplexity(name, base, alloy())
+            result = self.perplexity(name, base, alloy(), flags=flags)
         self.assert_used(result)
         self.assertGreater(result.kernel_steps, 0)
+        self.assertEqual(bool(re.search(r"attention \w+ int8", result.text)), "-ctk" in flags)
         ours = self.divergence(result)
         print(f"\n{name}: stock {' '.join(flags_of_floor) or 'against itself'} {floor}, ours {ours}")
         return floor, ours
@@ -82,6 +85,14 @@ class Divergent(harness.HostTest):
                 floor, ours = self.compare(name, chunks)
                 self.assertLessEqual(ours.kld, floor.kld + 0.0005)
                 self.assertGreaterEqual(ours.same_top, 99.5)
+
+    def test_quantised_caches_lose_no_more_than_with_stock(self):
+        self.context = 512  # what is older than the last 128 cells is computed in 8 bits
+        q8 = ("-ctk", "q8_0", "-ctv", "q8_0")
+        for name in ("smollm2-f32", "gemma3-f32"):
+            with self.subTest(model=name):
+                floor, ours = self.compare(name, 2, q8, q8)
+                self.assertLessEqual(ours.kld, 1.3 * floor.kld)  # level over thousands of positions, but these are 512
 
     def test_near_the_rounding_noise_of_quantised_models(self):
         # Any change of a last bit flips roundings of the host's 8-bit activations; its own two ways of attention differ by as much.
