@@ -6,10 +6,12 @@
 
 #include <immintrin.h>
 
+#include "kernels/attention/x86.h"
+
 namespace alloy {
 namespace {
 
-struct vec {
+struct vec : byte_vec {
     struct reg {
         __m256 a, b;
     };
@@ -17,7 +19,6 @@ struct vec {
         __m256i a, b;
     };
     using part = __m256;
-    using bytes = __m128i;
     using key_codes = ints;
     using value_codes = ints;
     using four = __m256i;
@@ -39,7 +40,6 @@ struct vec {
     static reg fma(reg x, reg y, reg z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; } // x * y + z
     static reg max(reg x, reg y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
     static reg min(reg x, reg limit) { return {_mm256_min_ps(limit.a, x.a), _mm256_min_ps(limit.b, x.b)}; } // NaN stays
-    static reg max_keep_nan(reg x, reg limit) { return max(limit, x); }
     static reg abs(reg x) {
         const __m256 sign = _mm256_set1_ps(-0.0f);
         return {_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
@@ -85,7 +85,6 @@ struct vec {
     static void prefetch(const uint8_t * p) { _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T1); }
 
     // --- cells
-    static bytes load_bytes(const uint8_t * p) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(p)); }
     static reg set1_half(const uint8_t * p) {
         const __m256 x = _mm256_cvtph_ps(_mm_set1_epi16(*reinterpret_cast<const int16_t *>(p)));
         return {x, x};
@@ -96,17 +95,12 @@ struct vec {
     static reg from_signed(bytes x) {
         return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(x, x)))};
     }
-    static bytes low_nibbles(bytes x) { return _mm_and_si128(x, _mm_set1_epi8(15)); }
-    static bytes high_nibbles(bytes x) { return _mm_and_si128(_mm_srli_epi16(x, 4), _mm_set1_epi8(15)); }
     static bytes set_bit4(bytes x, const uint8_t * bits) { // bit i of 16 bits into byte i
         uint16_t mask;
         __builtin_memcpy(&mask, bits, 2);
         const bytes spread = _mm_shuffle_epi8(_mm_set1_epi16(static_cast<int16_t>(mask)), _mm_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1));
         const bytes bit = _mm_set1_epi64x(static_cast<int64_t>(0x8040201008040201));
         return _mm_or_si128(x, _mm_and_si128(_mm_cmpeq_epi8(_mm_and_si128(spread, bit), bit), _mm_set1_epi8(16)));
-    }
-    static bytes look_up(const int8_t * table, bytes x) {
-        return _mm_shuffle_epi8(_mm_load_si128(reinterpret_cast<const __m128i *>(table)), x);
     }
 
     // --- dot products where cells lie: 8 sums at a time
@@ -170,19 +164,6 @@ struct vec {
     }
     static void store_p(uint8_t * p, const reg (&x)[4]) {
         for (int i = 0; i < 4; i++) _mm_storeu_si128(reinterpret_cast<__m128i *>(p + 16 * i), to_bytes(x[i]));
-    }
-    // 4 rows of d codes -> [d][4]
-    static void interleave4(const int8_t * rows, int64_t d, int8_t * out) {
-        for (int64_t i = 0; i < d; i += 16) {
-            const auto row = [&](int64_t t) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(rows + t * d + i)); };
-            const __m128i a = _mm_unpacklo_epi8(row(0), row(1)), b = _mm_unpackhi_epi8(row(0), row(1));
-            const __m128i c = _mm_unpacklo_epi8(row(2), row(3)), e = _mm_unpackhi_epi8(row(2), row(3));
-            auto * to = reinterpret_cast<__m128i *>(out + 4 * i);
-            _mm_storeu_si128(to, _mm_unpacklo_epi16(a, c));
-            _mm_storeu_si128(to + 1, _mm_unpackhi_epi16(a, c));
-            _mm_storeu_si128(to + 2, _mm_unpacklo_epi16(b, e));
-            _mm_storeu_si128(to + 3, _mm_unpackhi_epi16(b, e));
-        }
     }
     static ints set1_ints(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
     static __m256i load_ints(const void * p) { return _mm256_loadu_si256(static_cast<const __m256i *>(p)); }

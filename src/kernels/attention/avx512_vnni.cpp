@@ -8,14 +8,15 @@
 #endif
 #include <immintrin.h>
 
+#include "kernels/attention/x86.h"
+
 namespace alloy {
 namespace {
 
-struct vec {
+struct vec : byte_vec {
     using reg = __m512;
     using part = __m512;
     using ints = __m512i;
-    using bytes = __m128i;
     using key_codes = __m512i;
     using value_codes = __m512i;
     using four = __m512i;
@@ -37,7 +38,6 @@ struct vec {
     static reg fma(reg x, reg y, reg z) { return _mm512_fmadd_ps(x, y, z); } // x * y + z
     static reg max(reg x, reg y) { return _mm512_max_ps(x, y); }
     static reg min(reg x, reg limit) { return _mm512_min_ps(limit, x); } // NaN stays: MINPS and MAXPS return the second operand then
-    static reg max_keep_nan(reg x, reg limit) { return _mm512_max_ps(limit, x); }
     static reg abs(reg x) { return _mm512_abs_ps(x); }
     // x less the whole number below it; of -inf 0. Scaling takes that whole number of x by itself.
     static reg fraction(reg & x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
@@ -60,7 +60,6 @@ struct vec {
     static void prefetch(const uint8_t * p) { _mm_prefetch(reinterpret_cast<const char *>(p), _MM_HINT_T1); }
 
     // --- cells
-    static bytes load_bytes(const uint8_t * p) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(p)); }
     static reg set1_half(const uint8_t * p) { return _mm512_cvtph_ps(_mm256_set1_epi16(*reinterpret_cast<const int16_t *>(p))); }
     static reg from_halves(const uint8_t * p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p))); }
     static reg from_bf16(const uint8_t * p) {
@@ -68,15 +67,10 @@ struct vec {
         return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
     }
     static reg from_signed(bytes x) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x)); }
-    static bytes low_nibbles(bytes x) { return _mm_and_si128(x, _mm_set1_epi8(15)); }
-    static bytes high_nibbles(bytes x) { return _mm_and_si128(_mm_srli_epi16(x, 4), _mm_set1_epi8(15)); }
     static bytes set_bit4(bytes x, const uint8_t * bits) { // bit i of 16 bits into byte i
         uint16_t mask;
         __builtin_memcpy(&mask, bits, 2);
         return _mm_mask_add_epi8(x, mask, x, _mm_set1_epi8(16));
-    }
-    static bytes look_up(const int8_t * table, bytes x) {
-        return _mm_shuffle_epi8(_mm_load_si128(reinterpret_cast<const __m128i *>(table)), x);
     }
 
     // --- dot products where cells lie: 16 sums at a time
@@ -147,19 +141,6 @@ struct vec {
     static void store_p(uint8_t * p, const reg (&x)[4]) {
         for (int i = 0; i < 4; i++) {
             _mm_storeu_si128(reinterpret_cast<__m128i *>(p + 16 * i), _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(x[i])));
-        }
-    }
-    // 4 rows of d codes -> [d][4]
-    static void interleave4(const int8_t * rows, int64_t d, int8_t * out) {
-        for (int64_t i = 0; i < d; i += 16) {
-            const auto row = [&](int64_t t) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(rows + t * d + i)); };
-            const __m128i a = _mm_unpacklo_epi8(row(0), row(1)), b = _mm_unpackhi_epi8(row(0), row(1));
-            const __m128i c = _mm_unpacklo_epi8(row(2), row(3)), e = _mm_unpackhi_epi8(row(2), row(3));
-            auto * to = reinterpret_cast<__m128i *>(out + 4 * i);
-            _mm_storeu_si128(to, _mm_unpacklo_epi16(a, c));
-            _mm_storeu_si128(to + 1, _mm_unpackhi_epi16(a, c));
-            _mm_storeu_si128(to + 2, _mm_unpacklo_epi16(b, e));
-            _mm_storeu_si128(to + 3, _mm_unpackhi_epi16(b, e));
         }
     }
     static ints set1_ints(int32_t x) { return _mm512_set1_epi32(x); }

@@ -172,7 +172,7 @@ TEST_P(attention, rotates_queries_and_outputs) {
 // --- INT8 mode ----------------------------------------------------------------------------------------------------------------------
 // Errors as shares of what the oracle's output is worth in the mean. For cells of equal weight 8 bits give 0.012 to 0.015.
 TEST_P(attention, int8_rounds_to_8_bits) {
-    const bool has_8_bit_p = token == isa::avx512_vnni;
+    const bool has_8_bit_p = token == isa::avx512_vnni || token == isa::neon_i8mm;
     for (const auto [d_k, d_v] : {head{64, 64}, head{80, 80}, head{128, 128}, head{192, 128}, head{576, 512}}) {
         if (!takes(type, d_k)) continue;
         for (const bool recent : {false, true}) {
