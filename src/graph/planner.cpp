@@ -430,7 +430,7 @@ class planner {
         plan_.attentions.push_back(
             ops::make_attention_call(node, out, map, cells_of(node->src[1]), cells_of(node->src[2]), precision_, rotate_out, slots_of_attention_));
         const ops::attention_call * call = plan_.attentions.back().get();
-        const byte_range work = range_at(slots_of_attention_.memory, static_cast<size_t>(slots_of_attention_.floats * slots_of_attention_.count) * sizeof(float));
+        const byte_range work = range_at(slots_of_attention_.memory, bytes_of(slots_of_attention_));
         step s;
         s.run = run_attention;
         s.arguments = call;
@@ -461,6 +461,8 @@ class planner {
         return true;
     }
 
+    static size_t bytes_of(const ops::attention_slots & slots) { return static_cast<size_t>(slots.floats * slots.count) * sizeof(float); }
+
     kv::kv_view cells_of(const tensor * t) const {
         const kv::cache_tensor * cache = cache_of(t);
         return cache != nullptr ? cache->view(*t) : kv::plain_view(*t);
@@ -473,7 +475,7 @@ class planner {
         for (const tensor * node : live_) {
             if (ops::can_run_attention(node)) slots_of_attention_.floats = std::max(slots_of_attention_.floats, ops::attention_slot_floats(node));
         }
-        plan_.scratches.push_back(std::make_unique<scratch>(static_cast<size_t>(slots_of_attention_.floats * slots_of_attention_.count) * sizeof(float)));
+        plan_.scratches.push_back(std::make_unique<scratch>(bytes_of(slots_of_attention_)));
         slots_of_attention_.memory = reinterpret_cast<float *>(plan_.scratches.back()->data());
         const std::string precision = text_of(option::attention);
         if (precision == "exact") precision_ = ops::attention_precision::exact;

@@ -244,12 +244,15 @@ bool can_run_attention(const tensor * node) {
         return t->ne[0] > 0 && t->ne[0] % 16 == 0 && t->ne[0] <= attention_max_d && cell_row_bytes(type, t->ne[0]) > 0 &&
                has_row(t, static_cast<size_t>(cell_type_bytes(type)));
     };
-    const bool same_cells = std::equal(k->ne + 1, k->ne + host::max_dims, v->ne + 1);
-    const bool queries_fit = q->type == host::type_f32 && has_row(q, sizeof(float)) && q->ne[0] == k->ne[0] && q->ne[2] % k->ne[2] == 0 && q->ne[3] == k->ne[3];
-    const bool mask_fits = mask == nullptr || (mask->type == host::type_f16 && has_row(mask, 2) && mask->ne[0] >= k->ne[1] && mask->ne[1] >= q->ne[1]);
+    const bool same_cells = std::equal(k->ne + 1, k->ne + host::max_dims, v->ne + 1) && k->ne[1] > 0 && k->ne[2] > 0;
+    const bool queries_fit = same_cells && q->type == host::type_f32 && has_row(q, sizeof(float)) && q->ne[0] == k->ne[0] &&
+                             q->ne[2] % k->ne[2] == 0 && q->ne[3] == k->ne[3];
+    const bool mask_fits = mask == nullptr || (mask->type == host::type_f16 && has_row(mask, 2) && mask->ne[0] >= k->ne[1] &&
+                                               mask->ne[1] >= q->ne[1] && mask->ne[2] > 0 && mask->ne[3] > 0);
     const bool sinks_fit = sinks == nullptr || (sinks->type == host::type_f32 && has_row(sinks, sizeof(float)) && sinks->ne[0] >= q->ne[2]);
-    const bool out_fits = node->type == host::type_f32 && has_row(node, sizeof(float)) && node->ne[0] == v->ne[0];
-    return fits(k, k_type) && fits(v, v_type) && same_cells && k->ne[1] > 0 && queries_fit && mask_fits && sinks_fit && out_fits;
+    const bool out_fits = node->type == host::type_f32 && has_row(node, sizeof(float)) && node->ne[0] == v->ne[0] && node->ne[1] == q->ne[2] &&
+                          node->ne[2] == q->ne[1] && node->ne[3] == q->ne[3];
+    return fits(k, k_type) && fits(v, v_type) && queries_fit && mask_fits && sinks_fit && out_fits;
 }
 
 int64_t attention_slot_floats(const tensor * node) {
@@ -277,7 +280,8 @@ std::unique_ptr<attention_call> make_attention_call(const tensor * node, const t
         const std::vector<kv::cell_run> &k = keys.runs[static_cast<size_t>(i)], &v = values.runs[static_cast<size_t>(i)];
         std::vector<attention_run> runs;
         for (size_t r = 0, first = 0; r < k.size(); first += static_cast<size_t>(k[r].cells), r++) {
-            runs.push_back({k[r].data, v[r].data, static_cast<int64_t>(k[r].stride), static_cast<int64_t>(v[r].stride), static_cast<int64_t>(first), k[r].cells});
+            runs.push_back({k[r].data, v[r].data, static_cast<int64_t>(k[r].stride), static_cast<int64_t>(v[r].stride), static_cast<int64_t>(first),
+                            k[r].cells});
         }
         call->runs.push_back(std::move(runs));
     }

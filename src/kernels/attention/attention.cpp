@@ -196,21 +196,22 @@ void attend_block(const attention_args & args, const attention_state & state, in
     const attention_ahead next_k = ahead(k, cells.stride_k, *args.k_cells, args.d_k), next_v = ahead(v, cells.stride_v, *args.v_cells, args.d_v);
     constexpr int64_t most = attention_tile;
     alignas(64) float s[most * attention_block], alpha[most];
-    for (int64_t r = 0; r < args.num_rows; r += most) {
-        const int64_t rows = std::min(most, args.num_rows - r);
-        uint8_t sight = 0;
-        for (int64_t i = r; i < r + rows; i++) sight |= sight_of(args.rows[i], cell_block);
-        if ((sight & sight_visible) == 0) continue;
+    // Neighbours that see something are taken together; with several sequences in one cache most rows see nothing of most blocks.
+    const auto sees = [&](int64_t r) { return (sight_of(args.rows[r], cell_block) & sight_visible) != 0; };
+    for (int64_t r = 0, rows; r < args.num_rows; r += std::max<int64_t>(rows, 1)) {
+        for (rows = 0; rows < most && r + rows < args.num_rows && sees(r + rows);) rows++;
+        if (rows == 0) continue;
         args.k_cells->scores(state.q + r * args.d_k, rows, args.d_k, k, cells.stride_k, n, next_k, s);
-        tiles.softmax(s, args.rows + r, rows, cells.first_cell + first, n, args.softcap * log2_e, state.m + r, state.l + 16 * r, alpha);
+        tiles.softmax(s, {args.rows + r, rows, cells.first_cell + first, n, args.softcap * log2_e, state.m + r, state.l + 16 * r, alpha});
         args.v_cells->values(s, rows, args.d_v, v, cells.stride_v, n, next_v, alpha, state.o + r * args.d_v);
     }
 }
 
 int64_t attention_scratch_floats(int64_t num_rows, int64_t d_k, int64_t d_v) {
     const int64_t groups = int8_query_groups(d_k);
-    return packed_block::floats(d_k, d_v) + attention_tile * attention_block + 2 * lines(attention_tile) +
-           floats_of_bytes(attention_tile * attention_block) + floats_of_bytes(num_rows * d_k) + 2 * lines(num_rows * groups) + lines(2 * num_rows);
+    const int64_t tile = attention_tile * attention_block + 2 * lines(attention_tile) + floats_of_bytes(attention_tile * attention_block);
+    const int64_t queries = floats_of_bytes(num_rows * d_k) + 2 * lines(num_rows * groups) + lines(2 * num_rows);
+    return packed_block::floats(d_k, d_v) + tile + queries;
 }
 
 attention_counts attend_tiles(const attention_args & args, const attention_state & state, float * scratch) {
@@ -232,7 +233,6 @@ attention_counts attend_tiles(const attention_args & args, const attention_state
     q8.errors = take(2 * args.num_rows);
     if (args.int8) tiles.quantize_queries(state.q, args.num_rows, args.d_k, q8);
 
-    const float cap = args.softcap * log2_e;
     attention_counts counts{};
     for (const attention_run * run = args.runs; run < args.runs + args.num_runs; run++) {
         for (int64_t block = 0; block * attention_block < run->num_cells; block++) {
@@ -243,8 +243,8 @@ attention_counts attend_tiles(const attention_args & args, const attention_state
                 uint8_t sight = 0;
                 for (int64_t i = r; i < r + rows; i++) sight |= sight_of(args.rows[i], cell_block);
                 if ((sight & sight_visible) == 0) continue;
-                const attention_row * row = args.rows + r;
-                float *m = state.m + r, *l = state.l + 16 * r, *o = state.o + r * args.d_v;
+                const attention_tile_rows tile{args.rows + r, rows, first_cell, packed.cells(), args.softcap * log2_e, state.m + r, state.l + 16 * r, alpha};
+                float * o = state.o + r * args.d_v;
                 bool int8 = args.int8 && (sight & sight_recent) == 0;
                 if (int8 && !is_safe(q8, r, rows, packed.keys(), packed.values())) {
                     int8 = false;
@@ -253,12 +253,12 @@ attention_counts attend_tiles(const attention_args & args, const attention_state
                 if (int8) {
                     counts.int8_tiles++;
                     tiles.int8_scores(q8, r, rows, args.d_k, packed.keys(), s);
-                    tiles.int8_softmax(s, q8.num_groups == 1 ? q8.scales + r : nullptr, row, rows, first_cell, packed.cells(), cap, packed.values(), m, l, alpha, codes, weight);
+                    tiles.int8_softmax(s, q8.num_groups == 1 ? q8.scales + r : nullptr, tile, packed.values(), codes, weight);
                     tiles.int8_values(codes, weight, rows, args.d_v, packed.values(), alpha, o);
                 } else {
                     counts.f32_tiles++;
                     tiles.tile_scores(state.q + r * args.d_k, rows, args.d_k, packed.key_panel(), s);
-                    tiles.softmax(s, row, rows, first_cell, packed.cells(), cap, m, l, alpha);
+                    tiles.softmax(s, tile);
                     tiles.tile_values(s, rows, args.d_v, packed.value_panel(), alpha, o);
                 }
             }

@@ -170,12 +170,20 @@ struct int8_queries {
 // Head sizes from 192 on have a scale for each 32 channels.
 constexpr int64_t int8_query_groups(int64_t d) { return d >= 192 && d % 32 == 0 ? d / 32 : 1; }
 
+// Rows of one tile against one block, in softmax.
+struct attention_tile_rows {
+    const attention_row * rows;
+    int64_t num_rows;     // up to attention_tile
+    int64_t first_cell;   // of the block, for the mask
+    int64_t num_cells;    // of the block
+    float cap;            // softcap * log2(e)
+    float *m, *l, *alpha; // of the state, brought up to date; alpha = 2^(m before - m), which the output is to be multiplied with
+};
+
 struct attention_tiles {
     isa token;
-    // p = 2^(s - m), and the state brought up to date: m, l and alpha = 2^(m before - m). `cap`: softcap * log2(e); rows' slopes times
-    // log2(e) likewise. first_cell: of the block, for the mask.
-    void (*softmax)(float * s, const attention_row * rows, int64_t num_rows, int64_t first_cell, int64_t n, float cap, float * m, float * l,
-                    float * alpha);
+    // s = 2^(logit - m)
+    void (*softmax)(float * s, const attention_tile_rows & tile);
     // K^T of a block from its expanded rows: panel[i][c], i in [0, d).
     void (*pack_keys)(const float * rows, int64_t d, float * panel);
     void (*tile_scores)(const float * q, int64_t num_rows, int64_t d, const float * panel, float * s);
@@ -187,10 +195,9 @@ struct attention_tiles {
     void (*quantize_queries)(const float * q, int64_t num_rows, int64_t d, const int8_queries & out);
     // With one group of channels the scale of Q is left to int8_softmax.
     void (*int8_scores)(const int8_queries & q, int64_t first_row, int64_t num_rows, int64_t d, const int8_keys & keys, float * s);
-    // codes[r][c] = 2^(s - largest s of the block) * scale of V, as a share of the largest such product; weight[r]: what a code stands for
-    // beside the new m. `unit`: scales of Q that the scores still lack, or null.
-    void (*int8_softmax)(float * s, const float * unit, const attention_row * rows, int64_t num_rows, int64_t first_cell, int64_t n, float cap, const int8_values & values,
-                         float * m, float * l, float * alpha, uint8_t * codes, float * weight);
+    // codes[r][c] = 2^(logit - largest of the block) * scale of V, as a share of the largest such product; weight[r]: what a code stands
+    // for beside the new m. `unit`: scales of Q that the scores still lack, or null.
+    void (*int8_softmax)(float * s, const float * unit, const attention_tile_rows & tile, const int8_values & values, uint8_t * codes, float * weight);
     void (*int8_values)(const uint8_t * codes, const float * weight, int64_t num_rows, int64_t d, const int8_values & values, const float * alpha,
                         float * o);
 };

@@ -189,5 +189,8 @@ struct vec : byte_vec {
 #include "kernels/attention/generic.h"
 
 namespace alloy {
-ALLOY_DEFINE_ATTENTION(avx2)
+ALLOY_DEFINE_TILES(avx2)
+#define ALLOY_CELL_TYPE(name, host, elements, bytes) ALLOY_DEFINE_CELLS(name, avx2)
+#include "kernels/attention/cell_types.inc"
+#undef ALLOY_CELL_TYPE
 }

@@ -161,5 +161,8 @@ struct vec : byte_vec {
 #include "kernels/attention/generic.h"
 
 namespace alloy {
-ALLOY_DEFINE_ATTENTION(avx512_vnni)
+ALLOY_DEFINE_TILES(avx512_vnni)
+#define ALLOY_CELL_TYPE(name, host, elements, bytes) ALLOY_DEFINE_CELLS(name, avx512_vnni)
+#include "kernels/attention/cell_types.inc"
+#undef ALLOY_CELL_TYPE
 }

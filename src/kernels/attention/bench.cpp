@@ -44,7 +44,12 @@ constexpr size_t beyond_caches = size_t(128) << 20;
 
 void rotate(float * x, int64_t num, int64_t n) {
     static const rowwise_kernel kernel = find_rowwise(rowwise_op::hadamard, isa_of_cpu());
-    kernel({.a = x, .b = nullptr, .out = x, .stride_a = 4 * n, .stride_b = 0, .stride_out = 4 * n, .num_rows = num, .k = n, .num_rotated = 0, .p0 = 0, .p1 = 0});
+    rowwise_args args{};
+    args.a = args.out = x;
+    args.stride_a = args.stride_out = 4 * n;
+    args.num_rows = num;
+    args.k = n;
+    kernel(args);
 }
 
 // Queries, and copies of K and V as llama.cpp's cache holds them: all heads of a cell together.

@@ -58,7 +58,8 @@ template <cell_type type> constexpr int64_t row_bytes(int64_t d) {
     return type == cell_type::f32 ? 4 * d : type == cell_type::f16 || type == cell_type::bf16 ? 2 * d : d / 32 * block_bytes(type);
 }
 
-template <cell_type type, int R> [[gnu::noinline]] void score_rows(const float * q, int64_t d, const uint8_t * k, int64_t stride, int64_t n, const attention_ahead & next, float * s) {
+template <cell_type type, int R>
+[[gnu::noinline]] void score_rows(const float * q, int64_t d, const uint8_t * k, int64_t stride, int64_t n, const attention_ahead & next, float * s) {
     constexpr int T = vec::tokens(R);
     for (int64_t c = 0; c < n; c += T) {
         const uint8_t * row[T];
@@ -85,7 +86,8 @@ template <cell_type type, int R> [[gnu::noinline]] void score_rows(const float *
     }
 }
 
-template <cell_type type> void scores(const float * q, int64_t num_rows, int64_t d, const uint8_t * k, int64_t stride, int64_t n, const attention_ahead & next, float * s) {
+template <cell_type type>
+void scores(const float * q, int64_t num_rows, int64_t d, const uint8_t * k, int64_t stride, int64_t n, const attention_ahead & next, float * s) {
     ALLOY_EXPECT(n >= 1 && n <= block && d % 16 == 0);
     for_rows<4>(num_rows, [&]<int R>(int64_t r) { score_rows<type, R>(q + r * d, d, k, stride, n, next, s + r * block); });
 }
@@ -226,17 +228,16 @@ struct softmax_rows {
 
     // Logits and the largest of each row. `unit` is what the scores still need to be logits: where nothing else is to be done with a
     // row they stay as they are, and the exponentials take care of it.
-    [[gnu::always_inline]] void start(float * s, const float * units, const attention_row * rows, int64_t num_rows, int64_t first_cell, int64_t n,
-                                      float cap) {
-        for (int64_t r = 0; r < num_rows; r++, s += block) {
+    [[gnu::always_inline]] void start(float * s, const float * units, const attention_tile_rows & tile) {
+        for (int64_t r = 0; r < tile.num_rows; r++, s += block) {
             const float u = units != nullptr ? units[r] : 1;
             reg x[block_regs];
-            if (cap == 0 && n == block && !needs_mask(rows[r], first_cell)) {
+            if (tile.cap == 0 && tile.num_cells == block && !needs_mask(tile.rows[r], tile.first_cell)) {
                 ALLOY_UNROLL for (int i = 0; i < block_regs; i++) x[i] = vec::load(s + 16 * i);
                 largest[r] = u * vec::largest(vec::max(vec::max(x[0], x[1]), vec::max(x[2], x[3])));
                 unit[r] = u;
             } else {
-                largest[r] = change(s, u, rows[r], first_cell, n, cap);
+                largest[r] = change(s, u, tile.rows[r], tile.first_cell, tile.num_cells, tile.cap);
                 unit[r] = 1;
             }
         }
@@ -266,12 +267,12 @@ struct softmax_rows {
     }
 };
 
-void softmax(float * s, const attention_row * rows, int64_t num_rows, int64_t first_cell, int64_t n, float cap, float * m, float * l, float * alpha) {
-    ALLOY_EXPECT(num_rows <= attention_tile);
+void softmax(float * s, const attention_tile_rows & tile) {
+    ALLOY_EXPECT(tile.num_rows <= attention_tile);
     softmax_rows t;
-    t.start(s, nullptr, rows, num_rows, first_cell, n, cap);
-    t.refer<false>(m, num_rows);
-    for (int64_t r = 0; r < num_rows; r++) {
+    t.start(s, nullptr, tile);
+    t.refer<false>(tile.m, tile.num_rows);
+    for (int64_t r = 0; r < tile.num_rows; r++) {
         reg sum = vec::zero();
         ALLOY_UNROLL for (int i = 0; i < block_regs; i++) {
             float * at = s + r * block + 16 * i;
@@ -279,8 +280,8 @@ void softmax(float * s, const attention_row * rows, int64_t num_rows, int64_t fi
             vec::store(at, p);
             sum = vec::add(sum, p);
         }
-        vec::store(l + 16 * r, vec::fma(vec::load(l + 16 * r), vec::set1(t.old_factor[r]), sum));
-        alpha[r] = t.old_factor[r];
+        vec::store(tile.l + 16 * r, vec::fma(vec::load(tile.l + 16 * r), vec::set1(t.old_factor[r]), sum));
+        tile.alpha[r] = t.old_factor[r];
     }
 }
 
@@ -451,14 +452,13 @@ void int8_scores(const int8_queries & q, int64_t first_row, int64_t num_rows, in
     for_rows<vec::int8_rows>(num_rows, [&]<int R>(int64_t r) { int8_score_rows<R>(q, first_row + r, d, keys, s + r * block); });
 }
 
-void int8_softmax(float * s, const float * unit, const attention_row * rows, int64_t num_rows, int64_t first_cell, int64_t n, float cap,
-                  const int8_values & values, float * m, float * l, float * alpha, uint8_t * codes, float * weight) {
-    ALLOY_EXPECT(num_rows <= attention_tile);
+void int8_softmax(float * s, const float * unit, const attention_tile_rows & tile, const int8_values & values, uint8_t * codes, float * weight) {
+    ALLOY_EXPECT(tile.num_rows <= attention_tile);
     softmax_rows t;
-    t.start(s, unit, rows, num_rows, first_cell, n, cap);
-    t.refer<true>(m, num_rows);
+    t.start(s, unit, tile);
+    t.refer<true>(tile.m, tile.num_rows);
     float top[attention_tile];
-    for (int64_t r = 0; r < num_rows; r++) {
+    for (int64_t r = 0; r < tile.num_rows; r++) {
         const reg u = vec::set1(t.unit[r]), minus_reference = vec::set1(-t.reference[r]);
         reg sum = vec::zero(), x[block_regs];
         ALLOY_UNROLL for (int i = 0; i < block_regs; i++) {
@@ -470,10 +470,10 @@ void int8_softmax(float * s, const float * unit, const attention_row * rows, int
         }
         top[r] = vec::largest(vec::max(vec::max(x[0], x[1]), vec::max(x[2], x[3])));
         sum = vec::mul(sum, vec::set1(t.new_factor[r]));
-        vec::store(l + 16 * r, vec::fma(vec::load(l + 16 * r), vec::set1(t.old_factor[r]), sum));
-        alpha[r] = t.old_factor[r];
+        vec::store(tile.l + 16 * r, vec::fma(vec::load(tile.l + 16 * r), vec::set1(t.old_factor[r]), sum));
+        tile.alpha[r] = t.old_factor[r];
     }
-    for (int64_t r = 0; r < num_rows; r++) {
+    for (int64_t r = 0; r < tile.num_rows; r++) {
         // The largest product, not the largest p, gets the largest code: an attention sink has all of p and next to nothing of V.
         const reg inverse = vec::set1(top[r] > 0x1p-100f ? vec::largest_p / top[r] : 0);
         reg x[block_regs];
@@ -519,20 +519,12 @@ void int8_values_of_tile(const uint8_t * codes, const float * weight, int64_t nu
 } // namespace
 } // namespace alloy
 
-#define ALLOY_DEFINE_CELLS(name, isa) \
-    const attention_cells attention_##name##_##isa = {cell_type::name, &tiles, scores<cell_type::name>, values<cell_type::name>, expand<cell_type::name>};
-
-#define ALLOY_DEFINE_ATTENTION(token)                                                                                                                \
-    namespace {                                                                                                                                      \
-    constexpr attention_tiles tiles = {isa::token,     softmax,          pack_keys,   tile_scores,  tile_values,                      \
-                                       pack_int8_keys, pack_int8_values, quantize_queries, int8_scores, int8_softmax, int8_values_of_tile};          \
-    }                                                                                                                                                \
-    ALLOY_DEFINE_CELLS(f32, token)                                                                                                                   \
-    ALLOY_DEFINE_CELLS(f16, token)                                                                                                                   \
-    ALLOY_DEFINE_CELLS(bf16, token)                                                                                                                  \
-    ALLOY_DEFINE_CELLS(q8_0, token)                                                                                                                  \
-    ALLOY_DEFINE_CELLS(q4_0, token)                                                                                                                  \
-    ALLOY_DEFINE_CELLS(q4_1, token)                                                                                                                  \
-    ALLOY_DEFINE_CELLS(q5_0, token)                                                                                                                  \
-    ALLOY_DEFINE_CELLS(q5_1, token)                                                                                                                  \
-    ALLOY_DEFINE_CELLS(iq4_nl, token)
+// What attention.h declares, for one ISA: an ISA file defines its tiles, and its cells for each type of cell_types.inc.
+#define ALLOY_DEFINE_TILES(token)                                                                                      \
+    namespace {                                                                                                        \
+    constexpr attention_tiles tiles = {isa::token,     softmax,          pack_keys,        tile_scores, tile_values,   \
+                                       pack_int8_keys, pack_int8_values, quantize_queries, int8_scores, int8_softmax,  \
+                                       int8_values_of_tile};                                                           \
+    }
+#define ALLOY_DEFINE_CELLS(name, token) \
+    const attention_cells attention_##name##_##token = {cell_type::name, &tiles, scores<cell_type::name>, values<cell_type::name>, expand<cell_type::name>};

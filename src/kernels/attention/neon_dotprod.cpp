@@ -17,5 +17,8 @@ struct tile {
 #include "kernels/attention/neon.h"
 
 namespace alloy {
-ALLOY_DEFINE_ATTENTION(neon_dotprod)
+ALLOY_DEFINE_TILES(neon_dotprod)
+#define ALLOY_CELL_TYPE(name, host, elements, bytes) ALLOY_DEFINE_CELLS(name, neon_dotprod)
+#include "kernels/attention/cell_types.inc"
+#undef ALLOY_CELL_TYPE
 }

@@ -18,5 +18,8 @@ struct tile {
 #include "kernels/attention/neon.h"
 
 namespace alloy {
-ALLOY_DEFINE_ATTENTION(neon_i8mm)
+ALLOY_DEFINE_TILES(neon_i8mm)
+#define ALLOY_CELL_TYPE(name, host, elements, bytes) ALLOY_DEFINE_CELLS(name, neon_i8mm)
+#include "kernels/attention/cell_types.inc"
+#undef ALLOY_CELL_TYPE
 }
