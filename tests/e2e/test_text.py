@@ -86,6 +86,10 @@ class Divergent(harness.HostTest):
                 self.assertLessEqual(ours.kld, floor.kld + 0.0005)
                 self.assertGreaterEqual(ours.same_top, 99.5)
 
+    def test_attention_without_flash_attention(self):
+        _, ours = self.compare("smollm2-f32", 2, (), ("-fa", "off"))
+        self.assertLessEqual(ours.kld, 0.0005)
+
     def test_quantised_caches_lose_no_more_than_with_stock(self):
         self.context = 512  # what is older than the last 128 cells is computed in 8 bits
         q8 = ("-ctk", "q8_0", "-ctv", "q8_0")

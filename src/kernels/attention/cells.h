@@ -1,4 +1,5 @@
-// Part of generic.h: 16 elements of a row of cells as f32. What each type stores is described in docs/formats.md.
+// Part of generic.h: 16 elements of a row of cells as f32. Blocks are those of GGUF: a scale in f16, a minimum where the type has one, the
+// fifth bits of codes, the codes.
 namespace alloy {
 namespace {
 
