@@ -424,13 +424,13 @@ class planner {
     // The steps of one attention node, whose rows go to `out`, in groups of `rotate_out` turned back. False: no memory.
     bool add_attention(std::vector<tensor *> nodes, const tensor * out, int64_t rotate_out) {
         tensor * node = nodes.front();
-        if (slots_of_attention_.count == 0) make_attention_slots();
-        if (slots_of_attention_.memory == nullptr) return false;
+        if (attention_memory_.max_threads == 0) make_attention_memory();
+        if (attention_memory_.data == nullptr) return false;
         const ops::mask_map * map = mask_map_for(node);
         plan_.attentions.push_back(
-            ops::make_attention_call(node, out, map, cells_of(node->src[1]), cells_of(node->src[2]), precision_, rotate_out, slots_of_attention_));
+            ops::make_attention_call(node, out, map, cells_of(node->src[1]), cells_of(node->src[2]), precision_, rotate_out, attention_memory_));
         const ops::attention_call * call = plan_.attentions.back().get();
-        const byte_range work = range_at(slots_of_attention_.memory, bytes_of(slots_of_attention_));
+        const byte_range work = range_at(attention_memory_.data, bytes_of(attention_memory_));
         step s;
         s.run = run_attention;
         s.arguments = call;
@@ -461,22 +461,22 @@ class planner {
         return true;
     }
 
-    static size_t bytes_of(const ops::attention_slots & slots) { return static_cast<size_t>(slots.floats * slots.count) * sizeof(float); }
+    static size_t bytes_of(const ops::attention_memory & m) { return static_cast<size_t>(m.floats) * sizeof(float); }
 
     kv::kv_view cells_of(const tensor * t) const {
         const kv::cache_tensor * cache = cache_of(t);
         return cache != nullptr ? cache->view(*t) : kv::plain_view(*t);
     }
 
-    // One set of slots for all attention nodes, which run one after another. A host may use more threads than there are processors;
-    // those that find no slot leave the work to the others.
-    void make_attention_slots() {
-        slots_of_attention_.count = std::min<int64_t>(2 * os::usable_cpus() + 2, ops::attention_max_slots);
+    // A host may use more threads than there are processors; those that find no memory leave the work to the others.
+    void make_attention_memory() {
+        attention_memory_.max_threads = 2 * os::usable_cpus() + 2;
         for (const tensor * node : live_) {
-            if (ops::can_run_attention(node)) slots_of_attention_.floats = std::max(slots_of_attention_.floats, ops::attention_slot_floats(node));
+            if (!ops::can_run_attention(node)) continue;
+            attention_memory_.floats = std::max(attention_memory_.floats, ops::attention_memory_floats(node, attention_memory_.max_threads));
         }
-        plan_.scratches.push_back(std::make_unique<scratch>(bytes_of(slots_of_attention_)));
-        slots_of_attention_.memory = reinterpret_cast<float *>(plan_.scratches.back()->data());
+        plan_.scratches.push_back(std::make_unique<scratch>(bytes_of(attention_memory_)));
+        attention_memory_.data = reinterpret_cast<float *>(plan_.scratches.back()->data());
         const std::string precision = text_of(option::attention);
         if (precision == "exact") precision_ = ops::attention_precision::exact;
         if (precision == "int8") precision_ = ops::attention_precision::int8;
@@ -709,7 +709,7 @@ class planner {
     plan plan_;
     std::vector<tensor *> live_;
     std::unordered_set<const tensor *> produced_;
-    ops::attention_slots slots_of_attention_;
+    ops::attention_memory attention_memory_;
     ops::attention_precision precision_ = ops::attention_precision::automatic;
     std::vector<uint8_t *> slots_;
     size_t next_slot_ = 0;

@@ -19,16 +19,19 @@ constexpr int64_t few_rows = 16;
 constexpr int64_t most_tokens_in_f32 = 16;
 // Pieces for each thread: enough to even out what neighbours on the machine take away.
 constexpr int64_t pieces_a_thread = 4;
+// Cells of few rows: a piece has at least so many blocks, unless threads would go without, since each piece starts a state.
+constexpr int64_t fewest_blocks_of_piece = 4;
+constexpr int64_t most_pieces = 256;
 // Rows of a piece of a prompt: queries and outputs of so many floats stay in L2, and repacking the cells costs little beside their use.
 constexpr int64_t floats_of_piece = 65536;
 constexpr int64_t fewest_rows_of_piece = 64;
 
 int64_t max_rows_of_piece(int64_t d) { return std::max(floats_of_piece / d, fewest_rows_of_piece); }
 
-// Arrays of one slot, one after another at cache lines.
-class slot_memory {
+// Arrays of one piece, one after another at cache lines.
+class piece_memory {
   public:
-    explicit slot_memory(float * begin) : next_(begin), begin_(begin) {}
+    explicit piece_memory(float * begin) : next_(begin), begin_(begin) {}
     template <class T> T * take(int64_t count) {
         float * taken = next_;
         next_ += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 16;
@@ -40,25 +43,6 @@ class slot_memory {
     float *next_, *begin_;
 };
 
-struct few_slot {
-    attention_row * rows;              // [states][rows of a state]
-    float * states;                    // [states] of floats_of_state
-    int64_t rows_of_state, floats_of_state;
-    few_slot(slot_memory & m, int64_t states, int64_t rows, int64_t d_k, int64_t d_v)
-        : rows(m.take<attention_row>(states * rows)), rows_of_state(rows), floats_of_state(attention_state_floats(rows, d_k, d_v)) {
-        this->states = m.take<float>(states * floats_of_state);
-    }
-    attention_state state(int64_t i, int64_t d_k, int64_t d_v) const { return attention_state_at(states + i * floats_of_state, rows_of_state, d_k, d_v); }
-};
-
-struct many_slot {
-    attention_row * rows;
-    float *state, *scratch;
-    many_slot(slot_memory & m, int64_t max_rows, int64_t d_k, int64_t d_v)
-        : rows(m.take<attention_row>(max_rows)), state(m.take<float>(attention_state_floats(max_rows, d_k, d_v))),
-          scratch(m.take<float>(attention_scratch_floats(max_rows, d_k, d_v))) {}
-};
-
 struct shape {
     int64_t d_k, d_v, tokens, heads, kv_heads, streams, states, group;
     bool few;
@@ -66,6 +50,41 @@ struct shape {
         : d_k(node->src[1]->ne[0]), d_v(node->src[2]->ne[0]), tokens(node->src[0]->ne[1]), heads(node->src[0]->ne[2]), kv_heads(node->src[1]->ne[2]),
           streams(node->src[0]->ne[3]), states(streams * kv_heads), group(heads / kv_heads), few(tokens * group <= few_rows) {}
     int64_t max_rows() const { return std::min(tokens * group, std::max(max_rows_of_piece(std::max(d_k, d_v)) / group, int64_t(1)) * group); }
+};
+
+// A piece of few rows: all KV heads of one stream.
+struct few_piece {
+    attention_row * rows; // [kv_heads][rows_of_head]
+    float * states;       // [kv_heads] of floats_of_state
+    int64_t rows_of_head, floats_of_state, d_k, d_v;
+    few_piece(piece_memory m, const shape & s)
+        : rows_of_head(s.tokens * s.group), floats_of_state(attention_state_floats(rows_of_head, s.d_k, s.d_v)), d_k(s.d_k), d_v(s.d_v) {
+        rows = m.take<attention_row>(s.kv_heads * rows_of_head);
+        states = m.take<float>(s.kv_heads * floats_of_state);
+        floats = m.floats();
+    }
+    attention_row * rows_of(int64_t head) const { return rows + head * rows_of_head; }
+    attention_state state(int64_t head) const { return attention_state_at(states + head * floats_of_state, rows_of_head, d_k, d_v); }
+    int64_t floats; // all of it
+};
+
+int64_t few_pieces(int64_t blocks, int64_t num_threads) {
+    const int64_t wanted = std::max(num_threads, std::min(pieces_a_thread * num_threads, blocks / fewest_blocks_of_piece));
+    return std::min({blocks, wanted, most_pieces});
+}
+
+// What a thread works in for pieces of many rows.
+struct many_piece {
+    attention_row * rows;
+    float *state, *scratch;
+    int64_t floats; // all of it
+    many_piece(piece_memory m, const shape & s) {
+        const int64_t max_rows = s.max_rows();
+        rows = m.take<attention_row>(max_rows);
+        state = m.take<float>(attention_state_floats(max_rows, s.d_k, s.d_v));
+        scratch = m.take<float>(attention_scratch_floats(max_rows, s.d_k, s.d_v));
+        floats = m.floats();
+    }
 };
 
 bool has_row(const tensor * t, size_t element) { return t->nb[0] == element; }
@@ -127,22 +146,23 @@ void count_tiles(const attention_counts & counts) {
     count(counter::attention_unsafe_tiles, static_cast<uint64_t>(counts.unsafe_tiles));
 }
 
+few_piece few_piece_at(const attention_call & call, const shape & s, int64_t piece) {
+    const int64_t floats = few_piece(piece_memory(nullptr), s).floats;
+    return few_piece(piece_memory(call.memory.data + piece * floats), s);
+}
+
 // Pieces: (stream, range of blocks), each for all heads, whose cells lie side by side.
-void run_few(attention_call & call, int slot, int num_slots) {
-    slot_memory memory(call.slots.memory + slot * call.slots.floats);
-    const int64_t rows = call.tokens * (call.heads / call.kv_heads), states = call.streams * call.kv_heads;
-    const few_slot mine(memory, states, rows, call.d_k, call.d_v);
-    const int64_t pieces = std::min(call.blocks, pieces_a_thread * num_slots);
-    call.started[static_cast<size_t>(slot)] = 0;
-    for (int64_t piece; (piece = call.work.take(pieces * call.streams, num_slots)) >= 0;) {
-        if (call.started[static_cast<size_t>(slot)] == 0) {
-            call.started[static_cast<size_t>(slot)] = 1;
-            for (int64_t i = 0; i < states; i++) {
-                make_rows(call, i, 0, call.tokens, mine.rows + i * rows);
-                attention_begin(args_of(call, i, mine.rows + i * rows, rows), mine.state(i, call.d_k, call.d_v));
-            }
-        }
+void run_few(attention_call & call, int num_threads) {
+    const shape s(call.node);
+    const int64_t pieces = few_pieces(call.blocks, num_threads);
+    for (int64_t piece; (piece = call.work.take(pieces * call.streams, num_threads)) >= 0;) {
+        const few_piece mine = few_piece_at(call, s, piece);
         const int64_t first_state = piece / pieces * call.kv_heads, part = piece % pieces;
+        const auto args = [&](int64_t head) { return args_of(call, first_state + head, mine.rows_of(head), mine.rows_of_head); };
+        for (int64_t head = 0; head < call.kv_heads; head++) {
+            make_rows(call, first_state + head, 0, call.tokens, mine.rows_of(head));
+            attention_begin(args(head), mine.state(head));
+        }
         int64_t block = call.blocks * part / pieces;
         const int64_t end = call.blocks * (part + 1) / pieces;
         // All heads of a stream have runs of the same cells.
@@ -152,9 +172,7 @@ void run_few(attention_call & call, int slot, int num_slots) {
             const int64_t blocks = (runs[r].num_cells + attention_block - 1) / attention_block;
             for (; block < std::min(end, passed + blocks); block++) {
                 for (int64_t head = 0; head < call.kv_heads; head++) {
-                    const int64_t i = first_state + head;
-                    attend_block(args_of(call, i, mine.rows + i * rows, rows), mine.state(i, call.d_k, call.d_v), static_cast<int64_t>(r), block - passed,
-                                 head, call.kv_heads);
+                    attend_block(args(head), mine.state(head), static_cast<int64_t>(r), block - passed, head, call.kv_heads);
                 }
             }
             passed += blocks;
@@ -163,15 +181,15 @@ void run_few(attention_call & call, int slot, int num_slots) {
 }
 
 // Pieces: (stream, KV head, range of tokens), the last tokens first: they see the most cells.
-void run_many(attention_call & call, int slot, int num_slots) {
+void run_many(attention_call & call, int thread, int num_threads) {
     const shape s(call.node);
-    slot_memory memory(call.slots.memory + slot * call.slots.floats);
-    const many_slot mine(memory, s.max_rows(), s.d_k, s.d_v);
+    const int64_t floats = many_piece(piece_memory(nullptr), s).floats;
+    const many_piece mine(piece_memory(call.memory.data + thread * floats), s);
     int64_t tokens = s.max_rows() / s.group;
-    const int64_t wanted = (s.tokens * s.states + pieces_a_thread * num_slots - 1) / (pieces_a_thread * num_slots);
+    const int64_t wanted = (s.tokens * s.states + pieces_a_thread * num_threads - 1) / (pieces_a_thread * num_threads);
     tokens = std::min(tokens, std::max({wanted, fewest_rows_of_piece / s.group, int64_t(1)}));
     const int64_t pieces = (s.tokens + tokens - 1) / tokens;
-    for (int64_t piece; (piece = call.work.take(pieces * s.states, num_slots)) >= 0;) {
+    for (int64_t piece; (piece = call.work.take(pieces * s.states, num_threads)) >= 0;) {
         const int64_t state = piece % s.states, part = pieces - 1 - piece / s.states;
         const int64_t first = s.tokens * part / pieces, num_tokens = s.tokens * (part + 1) / pieces - first;
         make_rows(call, state, first, num_tokens, mine.rows);
@@ -255,17 +273,16 @@ bool can_run_attention(const tensor * node) {
     return fits(k, k_type) && fits(v, v_type) && queries_fit && mask_fits && sinks_fit && out_fits;
 }
 
-int64_t attention_slot_floats(const tensor * node) {
+int64_t attention_memory_floats(const tensor * node, int max_threads) {
     const shape s(node);
-    slot_memory sizes(nullptr);
-    if (s.few) few_slot(sizes, s.states, s.tokens * s.group, s.d_k, s.d_v);
-    else many_slot(sizes, s.max_rows(), s.d_k, s.d_v);
-    return sizes.floats();
+    const int64_t blocks = (node->src[1]->ne[1] + attention_block - 1) / attention_block;
+    if (s.few) return few_pieces(blocks, max_threads) * s.streams * few_piece(piece_memory(nullptr), s).floats;
+    return max_threads * many_piece(piece_memory(nullptr), s).floats;
 }
 
 std::unique_ptr<attention_call> make_attention_call(const tensor * node, const tensor * out, const mask_map * map, const kv::kv_view & keys,
                                                     const kv::kv_view & values, attention_precision precision, int64_t rotate_out,
-                                                    const attention_slots & slots) {
+                                                    const attention_memory & memory) {
     const shape s(node);
     auto call = std::make_unique<attention_call>();
     cell_type k_type{}, v_type{};
@@ -307,8 +324,7 @@ std::unique_ptr<attention_call> make_attention_call(const tensor * node, const t
         if (rotate_out == 0) call->rotate_out = call->rotate_v;
         else call->rotate_v = 0;
     }
-    call->slots = slots;
-    call->started.resize(static_cast<size_t>(slots.count));
+    call->memory = memory;
     return call;
 }
 
@@ -318,26 +334,21 @@ bool queries_lie_as_output(const tensor * node, const tensor * out) {
 }
 
 void attention_call::run(int thread, int num_threads) {
-    const int num_slots = static_cast<int>(std::min<int64_t>(num_threads, slots.count));
-    if (thread >= num_slots) return;
-    if (few) run_few(*this, thread, num_slots);
-    else run_many(*this, thread, num_slots);
+    num_threads = std::min(num_threads, memory.max_threads);
+    if (thread >= num_threads) return;
+    if (few) run_few(*this, num_threads);
+    else run_many(*this, thread, num_threads);
 }
 
 void attention_call::join(int thread, int num_threads) const {
-    const int64_t num_slots = std::min<int64_t>(num_threads, slots.count), rows = tokens * (heads / kv_heads), states = streams * kv_heads;
-    for (int64_t i = thread; i < states; i += num_threads) {
-        attention_state seen[attention_max_slots];
-        int64_t n = 0;
-        const attention_row * first = nullptr;
-        for (int64_t slot = 0; slot < num_slots; slot++) {
-            if (started[static_cast<size_t>(slot)] == 0) continue;
-            slot_memory memory(slots.memory + slot * slots.floats);
-            const few_slot other(memory, states, rows, d_k, d_v);
-            first = other.rows + i * rows;
-            seen[n++] = other.state(i, d_k, d_v);
-        }
-        attention_finish(args_of(*this, i, first, rows), seen, n, 0, rows);
+    const shape s(node);
+    const int64_t pieces = few_pieces(blocks, std::min(num_threads, memory.max_threads));
+    for (int64_t i = thread; i < streams * kv_heads; i += num_threads) {
+        attention_state seen[most_pieces];
+        const int64_t first = i / kv_heads * pieces, head = i % kv_heads;
+        for (int64_t p = 0; p < pieces; p++) seen[p] = few_piece_at(*this, s, first + p).state(head);
+        const few_piece any = few_piece_at(*this, s, first); // all hold the same rows
+        attention_finish(args_of(*this, i, any.rows_of(head), any.rows_of_head), seen, pieces, 0, any.rows_of_head);
     }
 }
 

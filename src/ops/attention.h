@@ -31,12 +31,11 @@ enum class attention_precision : uint8_t {
     int8,      // INT8 mode for all
 };
 
-// Memory for the threads of one attention step, one slot each. Further threads leave the work to those.
-constexpr int64_t attention_max_slots = 256;
-struct attention_slots {
-    float * memory = nullptr;
-    int64_t floats = 0; // of one slot
-    int64_t count = 0;
+// Memory that attention steps work in, which run one after another. Threads beyond max_threads leave the work to the others.
+struct attention_memory {
+    float * data = nullptr;
+    int64_t floats = 0;
+    int max_threads = 0;
 };
 
 struct attention_call {
@@ -49,11 +48,10 @@ struct attention_call {
     int64_t blocks;                               // of cells of a stream
     int64_t d_k, d_v;
     float scale, softcap, max_bias;
-    bool few; // attend in parts of the cells, then join
+    bool few; // attend in pieces of the cells, each with states of its own, then join these: who took a piece has no effect on results
     bool int8;
     int64_t rotate_q, rotate_k, rotate_v, rotate_out; // as in attention_args
-    attention_slots slots;
-    std::vector<uint8_t> started; // few: by slot, whether it holds a state of this run
+    attention_memory memory;
     mutable work_counter work;
 
     // The share of thread `thread`; all threads must call it.
@@ -65,13 +63,13 @@ struct attention_call {
 // The only predicate: whether kernels of ours compute this node. Never looks at data.
 bool can_run_attention(const host::tensor * node);
 
-int64_t attention_slot_floats(const host::tensor * node); // for a node that can_run_attention()
+int64_t attention_memory_floats(const host::tensor * node, int max_threads); // for a node that can_run_attention()
 
 // `out`: in the shape of the node, where its rows go, Hadamard transformed in groups of rotate_out (0: as they are). `keys`, `values`: the
 // cells behind src[1] and src[2].
 std::unique_ptr<attention_call> make_attention_call(const host::tensor * node, const host::tensor * out, const mask_map * map, const kv::kv_view & keys,
                                                     const kv::kv_view & values, attention_precision precision, int64_t rotate_out,
-                                                    const attention_slots & slots);
+                                                    const attention_memory & memory);
 
 // Whether each row of queries stands just where the row of the output that is made from it goes.
 bool queries_lie_as_output(const host::tensor * node, const host::tensor * out);
