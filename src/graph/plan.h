@@ -17,6 +17,7 @@ struct byte_range {
     uintptr_t begin, end;
     bool meets(const byte_range & other) const { return begin < other.end && other.begin < end; }
 };
+byte_range range_at(const void * data, size_t bytes);
 byte_range range_of(const host::tensor * t);
 
 // A chain of row calls on one partition of rows: each call reads only its own rows of what the calls before it wrote, so a thread

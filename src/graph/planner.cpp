@@ -12,10 +12,12 @@ namespace alloy::graph {
 
 using host::op;
 
-byte_range range_of(const tensor * t) {
-    const auto begin = reinterpret_cast<uintptr_t>(t->data);
-    return {begin, begin + host::api().ggml_nbytes(t)};
+byte_range range_at(const void * data, size_t bytes) {
+    const auto begin = reinterpret_cast<uintptr_t>(data);
+    return {begin, begin + bytes};
 }
+
+byte_range range_of(const tensor * t) { return range_at(t->data, host::api().ggml_nbytes(t)); }
 
 bool steps_meet(const step & before, const step & after) {
     auto any_meet = [](const std::vector<byte_range> & a, const std::vector<byte_range> & b) {
@@ -135,14 +137,15 @@ if (taken == 0) taken = rule_##name(i);
     return taken;
 }
 
+bool planner::may_vanish(const tensor * t) const {
+    return use_count(graph_, t) == 1 && (t->flags & host::flag_output) == 0 && t->view_src == nullptr;
+}
+
 size_t planner::rule_norm_mul(size_t i) {
     if (i + 1 >= live_.size()) return 0;
     tensor *norm = live_[i], *mul = live_[i + 1];
     const auto call = ops::make_norm_mul_call(norm, mul);
-    if (!call || use_count(graph_, norm) != 1 || (norm->flags & host::flag_output) != 0 || norm->view_src != nullptr ||
-        touches_cache(norm) || touches_cache(mul)) {
-        return 0;
-    }
+    if (!call || !may_vanish(norm) || touches_cache(norm) || touches_cache(mul)) return 0;
     // The norm's source is read while MUL's result is written: fine for the same rows, not for a shifted overlap.
     if (!rows_apart(call->a, range_of(norm->src[0]), call->out, range_of(mul)) ||
         !rows_apart(call->b, range_of(mul->src[0] == norm ? mul->src[1] : mul->src[0]), call->out, range_of(mul))) {
@@ -171,7 +174,7 @@ const ops::rope_table * planner::table_for(const tensor * rope) {
     step s;
     s.run = run_rope_table;
     s.arguments = table;
-    s.num_tasks = static_cast<int>((table->num_tokens + tokens_per_rope_task - 1) / tokens_per_rope_task);
+    s.num_tasks = tasks_of(table->num_tokens, tokens_per_rope_task);
     s.reads = {range_of(table->positions)};
     if (table->freq_factors != nullptr) s.reads.push_back(range_of(table->freq_factors));
     s.writes = {table_range(*table)};
@@ -181,8 +184,7 @@ const ops::rope_table * planner::table_for(const tensor * rope) {
 }
 
 byte_range planner::table_range(const ops::rope_table & table) {
-    const auto begin = reinterpret_cast<uintptr_t>(table.values.get());
-    return {begin, begin + static_cast<size_t>(table.num_tokens * table.num_rotated) * sizeof(float)};
+    return range_at(table.values.get(), static_cast<size_t>(table.num_tokens * table.num_rotated) * sizeof(float));
 }
 
 // Two operands of calls with equal row counts never meet across rows: they are the same rows, or do not meet at all.
@@ -235,7 +237,7 @@ void planner::append(const ops::row_call & call, std::vector<tensor *> nodes, in
         step s;
         s.run = run_chain;
         s.arguments = &chain;
-        s.num_tasks = static_cast<int>((call.num_rows() + chain.rows_per_task - 1) / chain.rows_per_task);
+        s.num_tasks = tasks_of(call.num_rows(), chain.rows_per_task);
         plan_.steps.push_back(std::move(s));
     }
     step & s = plan_.steps.back();

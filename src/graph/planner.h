@@ -14,6 +14,8 @@ using host::tensor;
 constexpr int64_t elements_per_task = 16384;
 inline int64_t rows_per_task(int64_t k) { return std::max<int64_t>(1, elements_per_task / k); }
 
+inline int tasks_of(int64_t rows, int64_t rows_a_task) { return static_cast<int>((rows + rows_a_task - 1) / rows_a_task); }
+
 // How often other nodes of the whole graph (not only this part) read `t`; -1 when the graph does not say.
 int use_count(const host::graph & graph, const tensor * t);
 
@@ -37,6 +39,7 @@ class planner {
 #define ALLOY_RULE(name, help) size_t rule_##name(size_t i);
 #include "graph/rules.inc"
 #undef ALLOY_RULE
+    bool may_vanish(const tensor * t) const; // one node reads it, and nobody outside the graph: it need not be written
     bool can_run(const tensor * node) const { return ops::can_run_rowwise(node) && !touches_cache(node) && !touches_packed(node); }
 
     // --- products (planner_products.cpp)
@@ -46,7 +49,6 @@ class planner {
     size_t run_matrix(size_t i);
     void add_product(void (*run)(const void *, int, int), const void * call, std::vector<tensor *> nodes, const weights::weight & w,
                      const uint8_t * quantized);
-    static byte_range range_at(const void * data, size_t bytes);
     static size_t quantized_bytes(const tensor * product, const weights::weight & w);
     // Activations that lie quantised in a slot: products of one input share them for as long as neither is written again.
     struct quantized_source {
@@ -67,6 +69,7 @@ class planner {
     kv::kv_view cells_of(const tensor * t) const;
     void make_attention_memory();
     const ops::mask_map * mask_map_for(const tensor * node);
+    static byte_range sight_range(const ops::mask_map & map);
 
     // --- row operations
     size_t run_single(size_t i);
@@ -95,7 +98,6 @@ class planner {
     std::vector<tensor *> live_;
     std::unordered_set<const tensor *> produced_;
     ops::attention_memory attention_memory_;
-    ops::attention_precision precision_ = ops::attention_precision::automatic;
     std::vector<uint8_t *> slots_;
     size_t next_slot_ = 0;
     std::vector<quantized_source> quantized_;

@@ -19,10 +19,16 @@ void run_mask_map(const void * arguments, int task, int) {
     map.fill(task * rows_per_mask_task, std::min(map.num_rows, (task + 1) * rows_per_mask_task));
 }
 void run_attention(const void * arguments, int thread, int num_threads) {
-    const_cast<ops::attention_call *>(static_cast<const ops::attention_call *>(arguments))->run(thread, num_threads);
+    static_cast<const ops::attention_call *>(arguments)->run(thread, num_threads);
 }
 void join_attention(const void * arguments, int thread, int num_threads) {
     static_cast<const ops::attention_call *>(arguments)->join(thread, num_threads);
+}
+
+ops::attention_precision wanted_precision() {
+    const std::string wanted = text_of(option::attention);
+    if (wanted == "exact") return ops::attention_precision::exact;
+    return wanted == "int8" ? ops::attention_precision::int8 : ops::attention_precision::automatic;
 }
 
 } // namespace
@@ -41,23 +47,20 @@ size_t planner::rule_attention_hadamard(size_t i) {
     const tensor * flat = ops::row_input(turned);
     const bool is_whole_output = flat != nullptr && flat->view_src == node && flat->data == node->data &&
                                  host::api().ggml_nbytes(flat) == host::api().ggml_nbytes(node);
-    if (!is_whole_output || node->ne[0] % turned->ne[0] != 0 || use_count(graph_, node) != 1 || use_count(graph_, flat) != 1 ||
-        (node->flags & host::flag_output) != 0 || node->view_src != nullptr) {
-        return 0;
-    }
-    plan_.clones.push_back(std::make_unique<tensor>(*node));
-    tensor * out = plan_.clones.back().get();
-    out->data = turned->data;
+    if (!is_whole_output || node->ne[0] % turned->ne[0] != 0 || !may_vanish(node) || use_count(graph_, flat) != 1) return 0;
+    tensor out = *node;
+    out.data = turned->data;
     // Queries are read before the rows made from them are written, so both may have the same place; nothing else may.
     const byte_range written = range_of(turned);
-    bool apart = !range_of(node->src[0]).meets(written) || ops::queries_lie_as_output(node, out);
+    bool apart = !range_of(node->src[0]).meets(written) || ops::queries_lie_as_output(node, &out);
     for (int s = 1; s < host::max_src; s++) apart = apart && (node->src[s] == nullptr || !range_of(node->src[s]).meets(written));
     if (!apart) {
         misses_++;
         return 0;
     }
     look_at(turned);
-    return add_attention({node, turned}, out, turned->ne[0]) ? 2 : 0;
+    plan_.clones.push_back(std::make_unique<tensor>(out));
+    return add_attention({node, turned}, plan_.clones.back().get(), turned->ne[0]) ? 2 : 0;
 }
 
 // The steps of one attention node, whose rows go to `out`, in groups of `rotate_out` turned back. False: no memory.
@@ -67,7 +70,7 @@ bool planner::add_attention(std::vector<tensor *> nodes, const tensor * out, int
     if (attention_memory_.data == nullptr) return false;
     const ops::mask_map * map = mask_map_for(node);
     plan_.attentions.push_back(
-        ops::make_attention_call(node, out, map, cells_of(node->src[1]), cells_of(node->src[2]), precision_, rotate_out, attention_memory_));
+        ops::make_attention_call(node, out, map, cells_of(node->src[1]), cells_of(node->src[2]), wanted_precision(), rotate_out, attention_memory_));
     const ops::attention_call * call = plan_.attentions.back().get();
     const byte_range work = range_at(attention_memory_.data, bytes_of(attention_memory_));
     step s;
@@ -77,7 +80,7 @@ bool planner::add_attention(std::vector<tensor *> nodes, const tensor * out, int
     for (const tensor * source : node->src) {
         if (source != nullptr) s.reads.push_back(range_of(source));
     }
-    s.reads.push_back(range_at(map->sight.get(), static_cast<size_t>(map->num_rows * map->num_blocks)));
+    s.reads.push_back(sight_range(*map));
     s.writes = {work};
     s.label = std::string("attention ") + cell_type_name(call->k_cells->type) + (call->int8 ? " int8" : "");
     step * last = &s;
@@ -114,9 +117,10 @@ void planner::make_attention_memory() {
     }
     plan_.scratches.push_back(std::make_unique<scratch>(bytes_of(attention_memory_)));
     attention_memory_.data = reinterpret_cast<float *>(plan_.scratches.back()->data());
-    const std::string precision = text_of(option::attention);
-    if (precision == "exact") precision_ = ops::attention_precision::exact;
-    if (precision == "int8") precision_ = ops::attention_precision::int8;
+}
+
+byte_range planner::sight_range(const ops::mask_map & map) {
+    return range_at(map.sight.get(), static_cast<size_t>(map.num_rows * map.num_blocks));
 }
 
 const ops::mask_map * planner::mask_map_for(const tensor * node) {
@@ -128,9 +132,9 @@ const ops::mask_map * planner::mask_map_for(const tensor * node) {
     step s;
     s.run = run_mask_map;
     s.arguments = map;
-    s.num_tasks = static_cast<int>((map->num_rows + rows_per_mask_task - 1) / rows_per_mask_task);
+    s.num_tasks = tasks_of(map->num_rows, rows_per_mask_task);
     if (map->mask != nullptr) s.reads = {range_of(map->mask)};
-    s.writes = {range_at(map->sight.get(), static_cast<size_t>(map->num_rows * map->num_blocks))};
+    s.writes = {sight_range(*map)};
     s.label = "mask map";
     plan_.steps.push_back(std::move(s));
     return map;

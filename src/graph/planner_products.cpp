@@ -61,8 +61,7 @@ size_t planner::run_matrix(size_t i) {
     if (w == nullptr || !ops::can_run_mul_mat_id(node, *w) || !quantized_columns(node, *w, quantized)) return 0;
     plan_.mul_mat_ids.push_back(ops::make_mul_mat_id_call(node, *w, quantized));
     ops::mul_mat_id_call * call = plan_.mul_mat_ids.back().get();
-    const auto begin = reinterpret_cast<uintptr_t>(call);
-    const byte_range grouped{begin, begin + sizeof(*call)}; // stands for what group() writes
+    const byte_range grouped = range_at(call, sizeof(*call)); // stands for what group() writes
     step s;
     s.run = run_grouping;
     s.arguments = call;
@@ -85,8 +84,7 @@ size_t planner::rule_mul_mat_add(size_t i) {
     auto same_shape = [&](const tensor * t) { return std::equal(std::begin(t->ne), std::end(t->ne), product->ne); };
     const bool is_bias = term->ne[0] == product->ne[0] && term->ne[1] * term->ne[2] * term->ne[3] == 1;
     if (w == nullptr || term == product || !can_run(sum) || !same_shape(sum) || (!is_bias && !same_shape(term)) ||
-        (is_bias && w->described.ne[2] != 1) || term->type != host::type_f32 || use_count(graph_, product) != 1 ||
-        (product->flags & host::flag_output) != 0 || product->view_src != nullptr) {
+        (is_bias && w->described.ne[2] != 1) || term->type != host::type_f32 || !may_vanish(product)) {
         return 0;
     }
     const bool reads_columns = format_of(w->packed_as).acts == activation::f32;
@@ -118,11 +116,6 @@ void planner::add_product(void (*run)(const void *, int, int), const void * call
     s.label = std::string("matmul ") + format_of(w.packed_as).name + (nodes.size() > 1 ? " + add" : "");
     s.nodes = std::move(nodes);
     plan_.steps.push_back(std::move(s));
-}
-
-byte_range planner::range_at(const void * data, size_t bytes) {
-    const auto begin = reinterpret_cast<uintptr_t>(data);
-    return {begin, begin + bytes};
 }
 
 size_t planner::quantized_bytes(const tensor * product, const weights::weight & w) {
@@ -164,7 +157,7 @@ bool planner::quantized_columns(const tensor * product, const weights::weight & 
     s.run = run_quantize;
     s.arguments = call;
     const int64_t rows = rows_per_task(columns->ne[0]);
-    s.num_tasks = static_cast<int>((call->num_rows() + rows - 1) / rows);
+    s.num_tasks = tasks_of(call->num_rows(), rows);
     s.reads = {range_of(columns)};
     s.writes = {written};
     s.label = label;

@@ -152,7 +152,7 @@ few_piece few_piece_at(const attention_call & call, const shape & s, int64_t pie
 }
 
 // Pieces: (stream, range of blocks), each for all heads, whose cells lie side by side.
-void run_few(attention_call & call, int num_threads) {
+void run_few(const attention_call & call, int num_threads) {
     const shape s(call.node);
     const int64_t pieces = few_pieces(call.blocks, num_threads);
     for (int64_t piece; (piece = call.work.take(pieces * call.streams, num_threads)) >= 0;) {
@@ -181,7 +181,7 @@ void run_few(attention_call & call, int num_threads) {
 }
 
 // Pieces: (stream, KV head, range of tokens), the last tokens first: they see the most cells.
-void run_many(attention_call & call, int thread, int num_threads) {
+void run_many(const attention_call & call, int thread, int num_threads) {
     const shape s(call.node);
     const int64_t floats = many_piece(piece_memory(nullptr), s).floats;
     const many_piece mine(piece_memory(call.memory.data + thread * floats), s);
@@ -333,7 +333,7 @@ bool queries_lie_as_output(const tensor * node, const tensor * out) {
     return q->data == out->data && q->ne[0] == out->ne[0] && q->nb[1] == out->nb[2] && q->nb[2] == out->nb[1] && (q->ne[3] == 1 || q->nb[3] == out->nb[3]);
 }
 
-void attention_call::run(int thread, int num_threads) {
+void attention_call::run(int thread, int num_threads) const {
     num_threads = std::min(num_threads, memory.max_threads);
     if (thread >= num_threads) return;
     if (few) run_few(*this, num_threads);

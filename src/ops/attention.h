@@ -55,7 +55,7 @@ struct attention_call {
     mutable work_counter work;
 
     // The share of thread `thread`; all threads must call it.
-    void run(int thread, int num_threads);
+    void run(int thread, int num_threads) const;
     // few: joins the states of that run and writes the output.
     void join(int thread, int num_threads) const;
 };
