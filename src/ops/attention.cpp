@@ -3,10 +3,10 @@
 #include "base/counters.h"
 #include "host/ops.h"
 #include "kernels/rowwise/rowwise.h"
+#include "ops/operands.h"
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 namespace alloy::ops {
 namespace {
@@ -43,21 +43,18 @@ class piece_memory {
     float *next_, *begin_;
 };
 
-struct shape {
-    int64_t d_k, d_v, tokens, heads, kv_heads, streams, states, group;
-    bool few;
-    explicit shape(const tensor * node)
-        : d_k(node->src[1]->ne[0]), d_v(node->src[2]->ne[0]), tokens(node->src[0]->ne[1]), heads(node->src[0]->ne[2]), kv_heads(node->src[1]->ne[2]),
-          streams(node->src[0]->ne[3]), states(streams * kv_heads), group(heads / kv_heads), few(tokens * group <= few_rows) {}
-    int64_t max_rows() const { return std::min(tokens * group, std::max(max_rows_of_piece(std::max(d_k, d_v)) / group, int64_t(1)) * group); }
-};
+int64_t max_rows(const attention_shape & s) {
+    return std::min(s.tokens * s.group, std::max(max_rows_of_piece(std::max(s.d_k, s.d_v)) / s.group, int64_t(1)) * s.group);
+}
+
+bool is_few(const attention_shape & s) { return s.tokens * s.group <= few_rows; }
 
 // A piece of few rows: all KV heads of one stream.
 struct few_piece {
     attention_row * rows; // [kv_heads][rows_of_head]
     float * states;       // [kv_heads] of floats_of_state
     int64_t rows_of_head, floats_of_state, d_k, d_v;
-    few_piece(piece_memory m, const shape & s)
+    few_piece(piece_memory m, const attention_shape & s)
         : rows_of_head(s.tokens * s.group), floats_of_state(attention_state_floats(rows_of_head, s.d_k, s.d_v)), d_k(s.d_k), d_v(s.d_v) {
         rows = m.take<attention_row>(s.kv_heads * rows_of_head);
         states = m.take<float>(s.kv_heads * floats_of_state);
@@ -78,22 +75,16 @@ struct many_piece {
     attention_row * rows;
     float *state, *scratch;
     int64_t floats; // all of it
-    many_piece(piece_memory m, const shape & s) {
-        const int64_t max_rows = s.max_rows();
-        rows = m.take<attention_row>(max_rows);
-        state = m.take<float>(attention_state_floats(max_rows, s.d_k, s.d_v));
-        scratch = m.take<float>(attention_scratch_floats(max_rows, s.d_k, s.d_v));
+    many_piece(piece_memory m, const attention_shape & s) {
+        const int64_t most = max_rows(s);
+        rows = m.take<attention_row>(most);
+        state = m.take<float>(attention_state_floats(most, s.d_k, s.d_v));
+        scratch = m.take<float>(attention_scratch_floats(most, s.d_k, s.d_v));
         floats = m.floats();
     }
 };
 
 bool has_row(const tensor * t, size_t element) { return t->nb[0] == element; }
-
-float parameter(const tensor * node, int i) {
-    float value;
-    std::memcpy(&value, node->op_params + i, sizeof(value));
-    return value;
-}
 
 // ALiBi: the slope of a head's mask.
 float slope_of(int64_t head, int64_t heads, float max_bias) {
@@ -103,21 +94,17 @@ float slope_of(int64_t head, int64_t heads, float max_bias) {
     return std::pow(std::pow(2.0f, -max_bias / 2 / static_cast<float>(power)), static_cast<float>(2 * (head - power) + 1));
 }
 
-template <class T> T * element(const tensor * t, int64_t i1, int64_t i2, int64_t i3) {
-    return reinterpret_cast<T *>(static_cast<char *>(t->data) + i1 * static_cast<int64_t>(t->nb[1]) + i2 * static_cast<int64_t>(t->nb[2]) +
-                                 i3 * static_cast<int64_t>(t->nb[3]));
-}
-
 void make_rows(const attention_call & call, int64_t state, int64_t first_token, int64_t num_tokens, attention_row * rows) {
+    const attention_shape & s = call.shape;
     const tensor *q = call.node->src[0], *mask = call.node->src[3], *sinks = call.node->src[4];
-    const int64_t stream = state / call.kv_heads, group = call.heads / call.kv_heads, first_head = state % call.kv_heads * group;
+    const int64_t stream = state / s.kv_heads, first_head = state % s.kv_heads * s.group;
     for (int64_t token = first_token; token < first_token + num_tokens; token++) {
-        for (int64_t head = first_head; head < first_head + group; head++, rows++) {
-            rows->q = element<const float>(q, token, head, stream);
-            rows->out = element<float>(call.out, head, token, stream);
-            rows->mask = mask == nullptr ? nullptr : element<const uint16_t>(mask, token, head % mask->ne[2], stream % mask->ne[3]);
+        for (int64_t head = first_head; head < first_head + s.group; head++, rows++) {
+            rows->q = reinterpret_cast<const float *>(row_at(q, token, head, stream));
+            rows->out = reinterpret_cast<float *>(row_at(call.out, head, token, stream));
+            rows->mask = mask == nullptr ? nullptr : reinterpret_cast<const uint16_t *>(row_at(mask, token, head % mask->ne[2], stream % mask->ne[3]));
             rows->sight = call.map->row(token, head, stream);
-            rows->slope = slope_of(head, call.heads, call.max_bias);
+            rows->slope = slope_of(head, s.heads, call.max_bias);
             rows->sink = sinks == nullptr ? -INFINITY : static_cast<const float *>(sinks->data)[head];
         }
     }
@@ -135,7 +122,7 @@ void rotate(float * x, int64_t num, int64_t n) {
 
 attention_args args_of(const attention_call & call, int64_t state, const attention_row * rows, int64_t num_rows) {
     const std::vector<attention_run> & runs = call.runs[static_cast<size_t>(state)];
-    return {call.k_cells, call.v_cells, call.d_k,  call.d_v,      runs.data(),   static_cast<int64_t>(runs.size()), rows, num_rows,
+    return {call.k_cells, call.v_cells, call.shape.d_k, call.shape.d_v, runs.data(),   static_cast<int64_t>(runs.size()), rows, num_rows,
             call.scale,   call.softcap, call.int8, call.rotate_q, call.rotate_k, call.rotate_v,                      call.rotate_out,
             rotate};
 }
@@ -146,33 +133,33 @@ void count_tiles(const attention_counts & counts) {
     count(counter::attention_unsafe_tiles, static_cast<uint64_t>(counts.unsafe_tiles));
 }
 
-few_piece few_piece_at(const attention_call & call, const shape & s, int64_t piece) {
-    const int64_t floats = few_piece(piece_memory(nullptr), s).floats;
-    return few_piece(piece_memory(call.memory.data + piece * floats), s);
+few_piece few_piece_at(const attention_call & call, int64_t piece) {
+    const int64_t floats = few_piece(piece_memory(nullptr), call.shape).floats;
+    return few_piece(piece_memory(call.memory.data + piece * floats), call.shape);
 }
 
 // Pieces: (stream, range of blocks), each for all heads, whose cells lie side by side.
 void run_few(const attention_call & call, int num_threads) {
-    const shape s(call.node);
-    const int64_t pieces = few_pieces(call.blocks, num_threads);
-    for (int64_t piece; (piece = call.work.take(pieces * call.streams, num_threads)) >= 0;) {
-        const few_piece mine = few_piece_at(call, s, piece);
-        const int64_t first_state = piece / pieces * call.kv_heads, part = piece % pieces;
+    const attention_shape & s = call.shape;
+    const int64_t pieces = few_pieces(call.map->num_blocks, num_threads);
+    for (int64_t piece; (piece = call.work.take(pieces * s.streams, num_threads)) >= 0;) {
+        const few_piece mine = few_piece_at(call, piece);
+        const int64_t first_state = piece / pieces * s.kv_heads, part = piece % pieces;
         const auto args = [&](int64_t head) { return args_of(call, first_state + head, mine.rows_of(head), mine.rows_of_head); };
-        for (int64_t head = 0; head < call.kv_heads; head++) {
-            make_rows(call, first_state + head, 0, call.tokens, mine.rows_of(head));
+        for (int64_t head = 0; head < s.kv_heads; head++) {
+            make_rows(call, first_state + head, 0, s.tokens, mine.rows_of(head));
             attention_begin(args(head), mine.state(head));
         }
-        int64_t block = call.blocks * part / pieces;
-        const int64_t end = call.blocks * (part + 1) / pieces;
+        int64_t block = call.map->num_blocks * part / pieces;
+        const int64_t end = call.map->num_blocks * (part + 1) / pieces;
         // All heads of a stream have runs of the same cells.
         int64_t passed = 0;
         const std::vector<attention_run> & runs = call.runs[static_cast<size_t>(first_state)];
         for (size_t r = 0; r < runs.size() && block < end; r++) {
             const int64_t blocks = (runs[r].num_cells + attention_block - 1) / attention_block;
             for (; block < std::min(end, passed + blocks); block++) {
-                for (int64_t head = 0; head < call.kv_heads; head++) {
-                    attend_block(args(head), mine.state(head), static_cast<int64_t>(r), block - passed, head, call.kv_heads);
+                for (int64_t head = 0; head < s.kv_heads; head++) {
+                    attend_block(args(head), mine.state(head), static_cast<int64_t>(r), block - passed, head, s.kv_heads);
                 }
             }
             passed += blocks;
@@ -182,10 +169,10 @@ void run_few(const attention_call & call, int num_threads) {
 
 // Pieces: (stream, KV head, range of tokens), the last tokens first: they see the most cells.
 void run_many(const attention_call & call, int thread, int num_threads) {
-    const shape s(call.node);
+    const attention_shape & s = call.shape;
     const int64_t floats = many_piece(piece_memory(nullptr), s).floats;
     const many_piece mine(piece_memory(call.memory.data + thread * floats), s);
-    int64_t tokens = s.max_rows() / s.group;
+    int64_t tokens = max_rows(s) / s.group;
     const int64_t wanted = (s.tokens * s.states + pieces_a_thread * num_threads - 1) / (pieces_a_thread * num_threads);
     tokens = std::min(tokens, std::max({wanted, fewest_rows_of_piece / s.group, int64_t(1)}));
     const int64_t pieces = (s.tokens + tokens - 1) / tokens;
@@ -225,7 +212,9 @@ void mask_map::fill(int64_t begin, int64_t end) const {
     constexpr uint16_t hidden = 0xFC00; // -inf
     for (int64_t r = begin; r < end; r++) {
         const uint16_t * values = nullptr;
-        if (mask != nullptr) values = element<const uint16_t>(mask, r % mask->ne[1], r / mask->ne[1] % mask->ne[2], r / mask->ne[1] / mask->ne[2]);
+        if (mask != nullptr) {
+            values = reinterpret_cast<const uint16_t *>(row_at(mask, r % mask->ne[1], r / mask->ne[1] % mask->ne[2], r / mask->ne[1] / mask->ne[2]));
+        }
         int64_t recent = 0; // visible cells from the block on
         for (int64_t b = num_blocks - 1; b >= 0; b--) {
             const int64_t first = b * attention_block, n = std::min(attention_block, num_cells - first);
@@ -263,32 +252,37 @@ bool can_run_attention(const tensor * node) {
                has_row(t, static_cast<size_t>(cell_type_bytes(type)));
     };
     const bool same_cells = std::equal(k->ne + 1, k->ne + host::max_dims, v->ne + 1) && k->ne[1] > 0 && k->ne[2] > 0;
-    const bool queries_fit = same_cells && q->type == host::type_f32 && has_row(q, sizeof(float)) && q->ne[0] == k->ne[0] &&
+    const bool queries_fit = same_cells && has_float_rows(q) && q->ne[0] == k->ne[0] &&
                              q->ne[2] % k->ne[2] == 0 && q->ne[3] == k->ne[3];
     const bool mask_fits = mask == nullptr || (mask->type == host::type_f16 && has_row(mask, 2) && mask->ne[0] >= k->ne[1] &&
                                                mask->ne[1] >= q->ne[1] && mask->ne[2] > 0 && mask->ne[3] > 0);
-    const bool sinks_fit = sinks == nullptr || (sinks->type == host::type_f32 && has_row(sinks, sizeof(float)) && sinks->ne[0] >= q->ne[2]);
-    const bool out_fits = node->type == host::type_f32 && has_row(node, sizeof(float)) && node->ne[0] == v->ne[0] && node->ne[1] == q->ne[2] &&
+    const bool sinks_fit = sinks == nullptr || (has_float_rows(sinks) && sinks->ne[0] >= q->ne[2]);
+    const bool out_fits = has_float_rows(node) && node->ne[0] == v->ne[0] && node->ne[1] == q->ne[2] &&
                           node->ne[2] == q->ne[1] && node->ne[3] == q->ne[3];
     return fits(k, k_type) && fits(v, v_type) && queries_fit && mask_fits && sinks_fit && out_fits;
 }
 
+attention_shape::attention_shape(const tensor * node)
+    : d_k(node->src[1]->ne[0]), d_v(node->src[2]->ne[0]), tokens(node->src[0]->ne[1]), heads(node->src[0]->ne[2]), kv_heads(node->src[1]->ne[2]),
+      group(heads / kv_heads), streams(node->src[0]->ne[3]), states(streams * kv_heads) {}
+
 int64_t attention_memory_floats(const tensor * node, int max_threads) {
-    const shape s(node);
+    const attention_shape s(node);
     const int64_t blocks = (node->src[1]->ne[1] + attention_block - 1) / attention_block;
-    if (s.few) return few_pieces(blocks, max_threads) * s.streams * few_piece(piece_memory(nullptr), s).floats;
+    if (is_few(s)) return few_pieces(blocks, max_threads) * s.streams * few_piece(piece_memory(nullptr), s).floats;
     return max_threads * many_piece(piece_memory(nullptr), s).floats;
 }
 
 std::unique_ptr<attention_call> make_attention_call(const tensor * node, const tensor * out, const mask_map * map, const kv::kv_view & keys,
                                                     const kv::kv_view & values, attention_precision precision, int64_t rotate_out,
                                                     const attention_memory & memory) {
-    const shape s(node);
+    const attention_shape s(node);
     auto call = std::make_unique<attention_call>();
     cell_type k_type{}, v_type{};
     cell_type_of_host(keys.type, k_type);
     cell_type_of_host(values.type, v_type);
     call->node = node;
+    call->shape = s;
     call->out = out;
     call->map = map;
     call->k_cells = find_attention(k_type);
@@ -302,17 +296,10 @@ std::unique_ptr<attention_call> make_attention_call(const tensor * node, const t
         }
         call->runs.push_back(std::move(runs));
     }
-    call->streams = s.streams;
-    call->kv_heads = s.kv_heads;
-    call->tokens = s.tokens;
-    call->heads = s.heads;
-    call->blocks = map->num_blocks;
-    call->d_k = s.d_k;
-    call->d_v = s.d_v;
-    call->scale = parameter(node, 0);
-    call->max_bias = parameter(node, 1);
-    call->softcap = parameter(node, 2);
-    call->few = s.few;
+    call->scale = float_param(node, 0);
+    call->max_bias = float_param(node, 1);
+    call->softcap = float_param(node, 2);
+    call->few = is_few(s);
     // A quantised cache is the user's consent to 8 bits, and the host has rotated what it holds.
     const bool declared = is_quantised(k_type) && is_quantised(v_type);
     call->int8 = s.tokens > most_tokens_in_f32 && (precision == attention_precision::int8 || (precision == attention_precision::automatic && declared));
@@ -341,13 +328,12 @@ void attention_call::run(int thread, int num_threads) const {
 }
 
 void attention_call::join(int thread, int num_threads) const {
-    const shape s(node);
-    const int64_t pieces = few_pieces(blocks, std::min(num_threads, memory.max_threads));
-    for (int64_t i = thread; i < streams * kv_heads; i += num_threads) {
+    const int64_t pieces = few_pieces(map->num_blocks, std::min(num_threads, memory.max_threads));
+    for (int64_t i = thread; i < shape.states; i += num_threads) {
         attention_state seen[most_pieces];
-        const int64_t first = i / kv_heads * pieces, head = i % kv_heads;
-        for (int64_t p = 0; p < pieces; p++) seen[p] = few_piece_at(*this, s, first + p).state(head);
-        const few_piece any = few_piece_at(*this, s, first); // all hold the same rows
+        const int64_t first = i / shape.kv_heads * pieces, head = i % shape.kv_heads;
+        for (int64_t p = 0; p < pieces; p++) seen[p] = few_piece_at(*this, first + p).state(head);
+        const few_piece any = few_piece_at(*this, first); // all hold the same rows
         attention_finish(args_of(*this, i, any.rows_of(head), any.rows_of_head), seen, pieces, 0, any.rows_of_head);
     }
 }

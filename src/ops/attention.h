@@ -38,15 +38,24 @@ struct attention_memory {
     int max_threads = 0;
 };
 
+// Sizes of a node that can_run_attention().
+struct attention_shape {
+    int64_t d_k, d_v;
+    int64_t tokens;           // of a stream
+    int64_t heads, kv_heads;  // of queries; of keys and values
+    int64_t group;            // query heads that share a KV head
+    int64_t streams, states;  // states: KV heads of all streams
+    attention_shape() = default;
+    explicit attention_shape(const host::tensor * node);
+};
+
 struct attention_call {
     const host::tensor * node;
     const host::tensor * out; // in the shape of the node: where its rows go
     const mask_map * map;
     const attention_cells *k_cells, *v_cells;
+    attention_shape shape;
     std::vector<std::vector<attention_run>> runs; // [streams * kv_heads]
-    int64_t streams, kv_heads, tokens, heads;     // tokens of a stream, heads of queries
-    int64_t blocks;                               // of cells of a stream
-    int64_t d_k, d_v;
     float scale, softcap, max_bias;
     bool few; // attend in pieces of the cells, each with states of its own, then join these: who took a piece has no effect on results
     bool int8;

@@ -1,6 +1,7 @@
 #include "ops/mul_mat.h"
 
 #include "host/ops.h"
+#include "ops/operands.h"
 
 #include <algorithm>
 #include <utility>
@@ -17,8 +18,6 @@ constexpr int64_t pieces_a_thread = 12;
 constexpr int64_t panel_groups = 4;
 int64_t whole_panels(int64_t groups) { return (groups + panel_groups - 1) / panel_groups * panel_groups; }
 
-bool has_float_rows(const tensor * t) { return t->type == host::type_f32 && t->nb[0] == sizeof(float); }
-
 bool has_kernels(const weights::weight & w) {
     const activation acts = format_of(w.packed_as).acts;
     return w.where == weights::layout::packed && find_matmul(w.packed_as) != nullptr &&
@@ -29,11 +28,6 @@ bool fits(const tensor * node, const weights::weight & w) {
     const tensor *matrix = node->src[0], *columns = node->src[1];
     return has_kernels(w) && matrix->view_src == nullptr && columns != nullptr && has_float_rows(columns) && has_float_rows(node) &&
            columns->ne[0] == matrix->ne[0];
-}
-
-const char * row_at(const tensor * t, int64_t i1, int64_t i2, int64_t i3) {
-    return static_cast<const char *>(t->data) + i1 * static_cast<int64_t>(t->nb[1]) + i2 * static_cast<int64_t>(t->nb[2]) +
-           i3 * static_cast<int64_t>(t->nb[3]);
 }
 
 void describe_weights(mul_mat_call & call, const weights::weight & w) {

@@ -1,6 +1,7 @@
 #include "ops/row_op.h"
 
 #include "host/ops.h"
+#include "ops/operands.h"
 
 #include <algorithm>
 #include <cmath>
@@ -11,14 +12,6 @@ namespace {
 
 using host::op;
 using host::tensor;
-
-float float_param(const tensor * node, int slot) {
-    float value;
-    std::memcpy(&value, &node->op_params[slot], sizeof(value));
-    return value;
-}
-
-bool has_float_rows(const tensor * t) { return t->type == host::type_f32 && t->nb[0] == sizeof(float); }
 
 bool same_shape(const tensor * a, const tensor * b) { return std::equal(std::begin(a->ne), std::end(a->ne), b->ne); }
 
