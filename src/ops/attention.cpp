@@ -1,5 +1,6 @@
 #include "ops/attention.h"
 
+#include "base/arena.h"
 #include "base/counters.h"
 #include "host/ops.h"
 #include "kernels/rowwise/rowwise.h"
@@ -28,21 +29,6 @@ constexpr int64_t fewest_rows_of_piece = 64;
 
 int64_t max_rows_of_piece(int64_t d) { return std::max(floats_of_piece / d, fewest_rows_of_piece); }
 
-// Arrays of one piece, one after another at cache lines.
-class piece_memory {
-  public:
-    explicit piece_memory(float * begin) : next_(begin), begin_(begin) {}
-    template <class T> T * take(int64_t count) {
-        float * taken = next_;
-        next_ += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 16;
-        return reinterpret_cast<T *>(taken);
-    }
-    int64_t floats() const { return next_ - begin_; }
-
-  private:
-    float *next_, *begin_;
-};
-
 int64_t max_rows(const attention_shape & s) {
     return std::min(s.tokens * s.group, std::max(max_rows_of_piece(std::max(s.d_k, s.d_v)) / s.group, int64_t(1)) * s.group);
 }
@@ -54,7 +40,7 @@ struct few_piece {
     attention_row * rows; // [kv_heads][rows_of_head]
     float * states;       // [kv_heads] of floats_of_state
     int64_t rows_of_head, floats_of_state, d_k, d_v;
-    few_piece(piece_memory m, const attention_shape & s)
+    few_piece(arena m, const attention_shape & s)
         : rows_of_head(s.tokens * s.group), floats_of_state(attention_state_floats(rows_of_head, s.d_k, s.d_v)), d_k(s.d_k), d_v(s.d_v) {
         rows = m.take<attention_row>(s.kv_heads * rows_of_head);
         states = m.take<float>(s.kv_heads * floats_of_state);
@@ -75,7 +61,7 @@ struct many_piece {
     attention_row * rows;
     float *state, *scratch;
     int64_t floats; // all of it
-    many_piece(piece_memory m, const attention_shape & s) {
+    many_piece(arena m, const attention_shape & s) {
         const int64_t most = max_rows(s);
         rows = m.take<attention_row>(most);
         state = m.take<float>(attention_state_floats(most, s.d_k, s.d_v));
@@ -134,8 +120,8 @@ void count_tiles(const attention_counts & counts) {
 }
 
 few_piece few_piece_at(const attention_call & call, int64_t piece) {
-    const int64_t floats = few_piece(piece_memory(nullptr), call.shape).floats;
-    return few_piece(piece_memory(call.memory.data + piece * floats), call.shape);
+    const int64_t floats = few_piece(arena(nullptr), call.shape).floats;
+    return few_piece(arena(call.memory.data + piece * floats), call.shape);
 }
 
 // Pieces: (stream, range of blocks), each for all heads, whose cells lie side by side.
@@ -170,8 +156,8 @@ void run_few(const attention_call & call, int num_threads) {
 // Pieces: (stream, KV head, range of tokens), the last tokens first: they see the most cells.
 void run_many(const attention_call & call, int thread, int num_threads) {
     const attention_shape & s = call.shape;
-    const int64_t floats = many_piece(piece_memory(nullptr), s).floats;
-    const many_piece mine(piece_memory(call.memory.data + thread * floats), s);
+    const int64_t floats = many_piece(arena(nullptr), s).floats;
+    const many_piece mine(arena(call.memory.data + thread * floats), s);
     int64_t tokens = max_rows(s) / s.group;
     const int64_t wanted = (s.tokens * s.states + pieces_a_thread * num_threads - 1) / (pieces_a_thread * num_threads);
     tokens = std::min(tokens, std::max({wanted, fewest_rows_of_piece / s.group, int64_t(1)}));
@@ -269,8 +255,8 @@ attention_shape::attention_shape(const tensor * node)
 int64_t attention_memory_floats(const tensor * node, int max_threads) {
     const attention_shape s(node);
     const int64_t blocks = (node->src[1]->ne[1] + attention_block - 1) / attention_block;
-    if (is_few(s)) return few_pieces(blocks, max_threads) * s.streams * few_piece(piece_memory(nullptr), s).floats;
-    return max_threads * many_piece(piece_memory(nullptr), s).floats;
+    if (is_few(s)) return few_pieces(blocks, max_threads) * s.streams * few_piece(arena(nullptr), s).floats;
+    return max_threads * many_piece(arena(nullptr), s).floats;
 }
 
 std::unique_ptr<attention_call> make_attention_call(const tensor * node, const tensor * out, const mask_map * map, const kv::kv_view & keys,

@@ -1,5 +1,6 @@
 #include "kernels/attention/attention.h"
 
+#include "base/arena.h"
 #include "base/check.h"
 
 #include <algorithm>
@@ -10,9 +11,6 @@ namespace alloy {
 namespace {
 
 constexpr float log2_e = 1.44269504088896340736f;
-constexpr int64_t floats_a_line = 16; // arrays of scratch start at cache lines
-int64_t lines(int64_t floats) { return (floats + floats_a_line - 1) / floats_a_line * floats_a_line; }
-int64_t floats_of_bytes(int64_t bytes) { return lines((bytes + 3) / 4); }
 
 struct cell_traits {
     const char * name;
@@ -25,28 +23,16 @@ constexpr cell_traits traits[] = {
 #undef ALLOY_CELL_TYPE
 };
 
-uint8_t sight_of(const attention_row & row, int64_t cell_block) { return row.sight[cell_block]; }
-
 // One block of cells in the forms that tiles read, each made when the first tile asks for it.
 class packed_block {
   public:
-    packed_block(const attention_args & args, float *& memory) : args_(args) {
-        const auto take = [&](int64_t floats) {
-            float * taken = memory;
-            memory += lines(floats);
-            return taken;
-        };
-        k_rows_ = take(attention_block * args.d_k);
-        v_rows_ = take(attention_block * args.d_v);
-        k_panel_ = take(attention_block * args.d_k);
-        codes_ = take(attention_block * args.d_k / 4);
-        keys_.codes = reinterpret_cast<uint8_t *>(take(attention_block * args.d_k / 4));
-        keys_.scales = take(attention_block);
-        values_.codes = reinterpret_cast<int8_t *>(take(attention_block * args.d_v / 4));
-        values_.scales = take(attention_block);
-    }
-    static int64_t floats(int64_t d_k, int64_t d_v) {
-        return attention_block * (2 * d_k + d_v) + 2 * lines(attention_block * d_k / 4) + lines(attention_block * d_v / 4) + 2 * attention_block;
+    packed_block(const attention_args & args, arena & memory)
+        : args_(args), k_rows_(memory.take<float>(attention_block * args.d_k)), v_rows_(memory.take<float>(attention_block * args.d_v)),
+          k_panel_(memory.take<float>(attention_block * args.d_k)), codes_(memory.take<float>(attention_block * args.d_k / 4)) {
+        keys_.codes = memory.take<uint8_t>(attention_block * args.d_k);
+        keys_.scales = memory.take<float>(attention_block);
+        values_.codes = memory.take<int8_t>(attention_block * args.d_v);
+        values_.scales = memory.take<float>(attention_block);
     }
 
     void move_to(const attention_run & run, int64_t block) {
@@ -106,6 +92,36 @@ class packed_block {
     int8_values values_{};
 };
 
+// What attend_tiles works in.
+struct tile_scratch {
+    packed_block packed;
+    float *s, *alpha, *weight; // of a tile
+    uint8_t * codes;
+    int8_queries queries{};
+    tile_scratch(const attention_args & args, arena memory) : packed(args, memory) {
+        s = memory.take<float>(attention_tile * attention_block);
+        alpha = memory.take<float>(attention_tile);
+        weight = memory.take<float>(attention_tile);
+        codes = memory.take<uint8_t>(attention_tile * attention_block);
+        queries.num_groups = int8_query_groups(args.d_k);
+        queries.codes = memory.take<int8_t>(args.num_rows * args.d_k);
+        queries.scales = memory.take<float>(args.num_rows * queries.num_groups);
+        queries.sums = memory.take<int32_t>(args.num_rows * queries.num_groups);
+        queries.errors = memory.take<float>(2 * args.num_rows);
+        floats = memory.floats();
+    }
+    int64_t floats; // all of it
+};
+
+attention_state take_state(arena & memory, int64_t num_rows, int64_t d_k, int64_t d_v) {
+    attention_state s;
+    s.q = memory.take<float>(num_rows * d_k);
+    s.m = memory.take<float>(num_rows);
+    s.l = memory.take<float>(num_rows * 16);
+    s.o = memory.take<float>(num_rows * d_v);
+    return s;
+}
+
 // Whether the logits of these rows against this block may be computed from 8-bit codes.
 bool is_safe(const int8_queries & q, int64_t first, int64_t num_rows, const int8_keys & keys, const int8_values & values) {
     if (!keys.finite || !values.finite) return false;
@@ -147,17 +163,14 @@ const attention_cells * find_attention(cell_type type, isa_set allowed) {
 }
 
 int64_t attention_state_floats(int64_t num_rows, int64_t d_k, int64_t d_v) {
-    return lines(num_rows * d_k) + lines(num_rows) + num_rows * 16 + lines(num_rows * d_v);
+    arena sizes(nullptr);
+    take_state(sizes, num_rows, d_k, d_v);
+    return sizes.floats();
 }
 
 attention_state attention_state_at(float * memory, int64_t num_rows, int64_t d_k, int64_t d_v) {
-    attention_state s;
-    s.q = memory;
-    s.m = s.q + lines(num_rows * d_k);
-    s.l = s.m + lines(num_rows);
-    s.o = s.l + num_rows * 16;
-    static_cast<void>(d_v);
-    return s;
+    arena arrays(memory);
+    return take_state(arrays, num_rows, d_k, d_v);
 }
 
 void attention_begin(const attention_args & args, const attention_state & state) {
@@ -197,7 +210,7 @@ void attend_block(const attention_args & args, const attention_state & state, in
     constexpr int64_t most = attention_tile;
     alignas(64) float s[most * attention_block], alpha[most];
     // Neighbours that see something are taken together; with several sequences in one cache most rows see nothing of most blocks.
-    const auto sees = [&](int64_t r) { return (sight_of(args.rows[r], cell_block) & sight_visible) != 0; };
+    const auto sees = [&](int64_t r) { return (args.rows[r].sight[cell_block] & sight_visible) != 0; };
     for (int64_t r = 0, rows; r < args.num_rows; r += std::max<int64_t>(rows, 1)) {
         for (rows = 0; rows < most && r + rows < args.num_rows && sees(r + rows);) rows++;
         if (rows == 0) continue;
@@ -208,29 +221,19 @@ void attend_block(const attention_args & args, const attention_state & state, in
 }
 
 int64_t attention_scratch_floats(int64_t num_rows, int64_t d_k, int64_t d_v) {
-    const int64_t groups = int8_query_groups(d_k);
-    const int64_t tile = attention_tile * attention_block + 2 * lines(attention_tile) + floats_of_bytes(attention_tile * attention_block);
-    const int64_t queries = floats_of_bytes(num_rows * d_k) + 2 * lines(num_rows * groups) + lines(2 * num_rows);
-    return packed_block::floats(d_k, d_v) + tile + queries;
+    attention_args sizes{};
+    sizes.num_rows = num_rows;
+    sizes.d_k = d_k;
+    sizes.d_v = d_v;
+    return tile_scratch(sizes, arena(nullptr)).floats;
 }
 
 attention_counts attend_tiles(const attention_args & args, const attention_state & state, float * scratch) {
     const attention_tiles & tiles = *args.k_cells->tiles;
-    packed_block packed(args, scratch);
-    const auto take = [&](int64_t floats) {
-        float * taken = scratch;
-        scratch += lines(floats);
-        return taken;
-    };
-    float * s = take(attention_tile * attention_block);
-    float *alpha = take(attention_tile), *weight = take(attention_tile);
-    auto * codes = reinterpret_cast<uint8_t *>(take(attention_tile * attention_block / 4));
-    int8_queries q8{};
-    q8.num_groups = int8_query_groups(args.d_k);
-    q8.codes = reinterpret_cast<int8_t *>(take(args.num_rows * args.d_k / 4));
-    q8.scales = take(args.num_rows * q8.num_groups);
-    q8.sums = reinterpret_cast<int32_t *>(take(args.num_rows * q8.num_groups));
-    q8.errors = take(2 * args.num_rows);
+    tile_scratch work(args, arena(scratch));
+    packed_block & packed = work.packed;
+    const int8_queries & q8 = work.queries;
+    float *s = work.s, *alpha = work.alpha;
     if (args.int8) tiles.quantize_queries(state.q, args.num_rows, args.d_k, q8);
 
     attention_counts counts{};
@@ -241,7 +244,7 @@ attention_counts attend_tiles(const attention_args & args, const attention_state
             for (int64_t r = 0; r < args.num_rows; r += attention_tile) {
                 const int64_t rows = std::min(attention_tile, args.num_rows - r);
                 uint8_t sight = 0;
-                for (int64_t i = r; i < r + rows; i++) sight |= sight_of(args.rows[i], cell_block);
+                for (int64_t i = r; i < r + rows; i++) sight |= args.rows[i].sight[cell_block];
                 if ((sight & sight_visible) == 0) continue;
                 const attention_tile_rows tile{args.rows + r, rows, first_cell, packed.cells(), args.softcap * log2_e, state.m + r, state.l + 16 * r, alpha};
                 float * o = state.o + r * args.d_v;
@@ -253,8 +256,8 @@ attention_counts attend_tiles(const attention_args & args, const attention_state
                 if (int8) {
                     counts.int8_tiles++;
                     tiles.int8_scores(q8, r, rows, args.d_k, packed.keys(), s);
-                    tiles.int8_softmax(s, q8.num_groups == 1 ? q8.scales + r : nullptr, tile, packed.values(), codes, weight);
-                    tiles.int8_values(codes, weight, rows, args.d_v, packed.values(), alpha, o);
+                    tiles.int8_softmax(s, q8.num_groups == 1 ? q8.scales + r : nullptr, tile, packed.values(), work.codes, work.weight);
+                    tiles.int8_values(work.codes, work.weight, rows, args.d_v, packed.values(), alpha, o);
                 } else {
                     counts.f32_tiles++;
                     tiles.tile_scores(state.q + r * args.d_k, rows, args.d_k, packed.key_panel(), s);
