@@ -60,7 +60,6 @@ struct vec : byte_vec {
     }
     static reg scale_by_exp2(reg y, reg whole) { return {scale_by_exp2(y.a, whole.a), scale_by_exp2(y.b, whole.b)}; }
     static reg to_floats(ints x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
-    static float first(reg x) { return _mm256_cvtss_f32(x.a); }
     static bool all_zero(reg x) {
         return _mm256_movemask_ps(_mm256_cmp_ps(_mm256_add_ps(x.a, x.b), _mm256_setzero_ps(), _CMP_NEQ_UQ)) == 0;
     }

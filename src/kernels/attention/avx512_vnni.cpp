@@ -43,7 +43,6 @@ struct vec : byte_vec {
     static reg fraction(reg & x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
     static reg scale_by_exp2(reg y, reg x) { return _mm512_scalef_ps(y, x); }
     static reg to_floats(ints x) { return _mm512_cvtepi32_ps(x); }
-    static float first(reg x) { return _mm512_cvtss_f32(x); }
     static bool all_zero(reg x) { return _mm512_cmp_ps_mask(x, zero(), _CMP_NEQ_UQ) == 0; }
     static float largest(reg x) {
         __m256 half = _mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));

@@ -111,11 +111,9 @@ template <class Load> [[gnu::noinline]] void values_of_seen_cells(const float * 
     }
 }
 
-// o = o * alpha + p x for R rows and J vectors; load(c, j) gives vector j of cell c. A block is summed by itself first: sums over all
-// cells one by one would lose digits with their number.
+// acc[r][j] = sum_c a[r][c] x_j(c) for R rows, c in [0, n); load(c, j) gives vector j of x(c).
 template <int R, int J, class Load>
-[[gnu::always_inline]] inline void add_products(const float * p, int64_t n, const float * alpha, float * o, int64_t d, Load load) {
-    reg acc[R][J];
+[[gnu::always_inline]] inline void multiply(const float * a, int64_t stride, int64_t n, Load load, reg (&acc)[R][J]) {
     ALLOY_UNROLL for (int r = 0; r < R; r++) {
         ALLOY_UNROLL for (int j = 0; j < J; j++) acc[r][j] = vec::zero();
     }
@@ -123,10 +121,18 @@ template <int R, int J, class Load>
         reg x[J];
         ALLOY_UNROLL for (int j = 0; j < J; j++) x[j] = load(c, j);
         ALLOY_UNROLL for (int r = 0; r < R; r++) {
-            const reg w = vec::set1(p[r * block + c]);
+            const reg w = vec::set1(a[r * stride + c]);
             ALLOY_UNROLL for (int j = 0; j < J; j++) acc[r][j] = vec::fma(w, x[j], acc[r][j]);
         }
     }
+}
+
+// o = o * alpha + p x for R rows and J vectors; load(c, j) gives vector j of cell c. A block is summed by itself first: sums over all
+// cells one by one would lose digits with their number.
+template <int R, int J, class Load>
+[[gnu::always_inline]] inline void add_products(const float * p, int64_t n, const float * alpha, float * o, int64_t d, Load load) {
+    reg acc[R][J];
+    multiply(p, block, n, load, acc);
     if (!all_finite(acc)) {
         for (int r = 0; r < R; r++) values_of_seen_cells(p + r * block, n, alpha[r], o + r * d, J, load);
         return;
@@ -192,9 +198,12 @@ inline bool needs_mask(const attention_row & row, int64_t first_cell) {
     return row.mask != nullptr && (row.sight[first_cell / block] & sight_masked) != 0;
 }
 
-// Logits of one row in units of log2, from its scores times `unit`: softcap, mask; -inf for hidden cells and those beyond n.
-[[gnu::always_inline]] inline void logits(float * s, float unit, const attention_row & row, int64_t first_cell, int64_t n, float cap,
-                                          reg (&x)[block_regs]) {
+inline float largest_of(const reg (&x)[block_regs]) { return vec::largest(vec::max(vec::max(x[0], x[1]), vec::max(x[2], x[3]))); }
+
+// Scores of one row, times `unit`, become logits in units of log2: softcap, mask; -inf for hidden cells and those beyond n. Returns the
+// largest.
+[[gnu::noinline]] inline float make_logits(float * s, float unit, const attention_row & row, int64_t first_cell, int64_t n, float cap) {
+    reg x[block_regs];
     ALLOY_UNROLL for (int i = 0; i < block_regs; i++) x[i] = vec::mul(vec::load(s + 16 * i), vec::set1(unit));
     if (cap != 0) { // tanh(y) = 1 - 2 / (exp(2 y) + 1)
         for (int i = 0; i < block_regs; i++) {
@@ -203,28 +212,29 @@ inline bool needs_mask(const attention_row & row, int64_t first_cell) {
             x[i] = vec::mul(vec::set1(cap), t);
         }
     }
-    if (n < block) {
-        ALLOY_UNROLL for (int i = 0; i < block_regs; i++) vec::store(s + 16 * i, x[i]);
-        for (int64_t c = n; c < block; c++) s[c] = -infinity;
-        ALLOY_UNROLL for (int i = 0; i < block_regs; i++) x[i] = vec::load(s + 16 * i);
+    if (needs_mask(row, first_cell)) {
+        const auto * mask = reinterpret_cast<const uint8_t *>(row.mask + first_cell);
+        uint8_t padded[2 * block];
+        if (n < block) {
+            memset(padded, 0, sizeof(padded));
+            memcpy(padded, mask, static_cast<size_t>(2 * n));
+            mask = padded;
+        }
+        const reg slope = vec::set1(row.slope * log2_e);
+        ALLOY_UNROLL for (int i = 0; i < block_regs; i++) x[i] = vec::add_mask(x[i], vec::from_halves(mask + 32 * i), slope);
     }
-    if (!needs_mask(row, first_cell)) return;
-    const auto * mask = reinterpret_cast<const uint8_t *>(row.mask + first_cell);
-    uint8_t padded[2 * block];
-    if (n < block) {
-        memset(padded, 0, sizeof(padded));
-        memcpy(padded, mask, static_cast<size_t>(2 * n));
-        mask = padded;
-    }
-    const reg slope = vec::set1(row.slope * log2_e);
-    ALLOY_UNROLL for (int i = 0; i < block_regs; i++) x[i] = vec::add_mask(x[i], vec::from_halves(mask + 32 * i), slope);
+    ALLOY_UNROLL for (int i = 0; i < block_regs; i++) vec::store(s + 16 * i, x[i]);
+    if (n == block) return largest_of(x);
+    for (int64_t c = n; c < block; c++) s[c] = -infinity;
+    ALLOY_UNROLL for (int i = 0; i < block_regs; i++) x[i] = vec::load(s + 16 * i);
+    return largest_of(x);
 }
 
 // A tile's rows on their way through softmax. Each step is done for all rows before the next: alone, a row would wait for the latency
 // of its own maximum and exponentials. Rows from num_rows on hold what they may: nobody looks at them.
 struct softmax_rows {
     static constexpr int64_t size = (attention_tile + 15) / 16 * 16;
-    alignas(64) float unit[size], largest[size] = {}, reference[size], old_factor[size], new_factor[size];
+    alignas(64) float unit[size], largest[size] = {}, reference[size], old_factor[size], new_factor[size]; // new_factor: only with from_block
 
     // Logits and the largest of each row. `unit` is what the scores still need to be logits: where nothing else is to be done with a
     // row they stay as they are, and the exponentials take care of it.
@@ -234,10 +244,10 @@ struct softmax_rows {
             reg x[block_regs];
             if (tile.cap == 0 && tile.num_cells == block && !needs_mask(tile.rows[r], tile.first_cell)) {
                 ALLOY_UNROLL for (int i = 0; i < block_regs; i++) x[i] = vec::load(s + 16 * i);
-                largest[r] = u * vec::largest(vec::max(vec::max(x[0], x[1]), vec::max(x[2], x[3])));
+                largest[r] = u * largest_of(x);
                 unit[r] = u;
             } else {
-                largest[r] = change(s, u, tile.rows[r], tile.first_cell, tile.num_cells, tile.cap);
+                largest[r] = make_logits(s, u, tile.rows[r], tile.first_cell, tile.num_cells, tile.cap);
                 unit[r] = 1;
             }
         }
@@ -251,19 +261,11 @@ struct softmax_rows {
             const reg now = vec::load(largest + r), was = vec::load(before + r);
             const reg after = vec::max(now, was), to = vec::max(after, low); // a largest that is NaN leaves m alone
             vec::store(old_factor + r, exp2<5>(vec::sub(was, to)));
-            vec::store(new_factor + r, from_block ? exp2<5>(vec::sub(now, to)) : vec::set1(1));
+            if constexpr (from_block) vec::store(new_factor + r, exp2<5>(vec::sub(now, to)));
             vec::store(reference + r, from_block ? vec::max(now, low) : to);
             vec::store(before + r, after);
         }
         for (int64_t r = 0; r < num_rows; r++) m[r] = before[r];
-    }
-
-  private:
-    [[gnu::noinline]] static float change(float * s, float unit, const attention_row & row, int64_t first_cell, int64_t n, float cap) {
-        reg x[block_regs];
-        logits(s, unit, row, first_cell, n, cap, x);
-        ALLOY_UNROLL for (int i = 0; i < block_regs; i++) vec::store(s + 16 * i, x[i]);
-        return vec::largest(vec::max(vec::max(x[0], x[1]), vec::max(x[2], x[3])));
     }
 };
 
@@ -297,21 +299,11 @@ template <int R> [[gnu::noinline]] void tile_score_rows(const float * q, int64_t
     constexpr int J = vec::tile_vectors;
     constexpr int64_t chain = 128;
     for (int64_t first = 0; first < block_regs; first += J) {
-        const float * row = panel + 16 * first;
         for (int64_t begin = 0; begin < d; begin += chain) {
-            const int64_t end = begin + chain < d ? begin + chain : d;
+            const float * rows = panel + begin * block + 16 * first;
             reg acc[R][J];
-            ALLOY_UNROLL for (int r = 0; r < R; r++) {
-                ALLOY_UNROLL for (int j = 0; j < J; j++) acc[r][j] = vec::zero();
-            }
-            for (int64_t i = begin; i < end; i++, row += block) {
-                reg x[J];
-                ALLOY_UNROLL for (int j = 0; j < J; j++) x[j] = vec::load(row + 16 * j);
-                ALLOY_UNROLL for (int r = 0; r < R; r++) {
-                    const reg w = vec::set1(q[r * d + i]);
-                    ALLOY_UNROLL for (int j = 0; j < J; j++) acc[r][j] = vec::fma(w, x[j], acc[r][j]);
-                }
-            }
+            multiply(q + begin, d, begin + chain < d ? chain : d - begin,
+                     [=](int64_t i, int64_t j) __attribute__((always_inline)) { return vec::load(rows + i * block + 16 * j); }, acc);
             ALLOY_UNROLL for (int r = 0; r < R; r++) {
                 ALLOY_UNROLL for (int j = 0; j < J; j++) {
                     float * out = s + r * block + 16 * (first + j);
@@ -468,7 +460,7 @@ void int8_softmax(float * s, const float * unit, const attention_tile_rows & til
             x[i] = vec::mul(p, vec::load(values.scales + 16 * i));
             vec::store(at, x[i]);
         }
-        top[r] = vec::largest(vec::max(vec::max(x[0], x[1]), vec::max(x[2], x[3])));
+        top[r] = largest_of(x);
         sum = vec::mul(sum, vec::set1(t.new_factor[r]));
         vec::store(tile.l + 16 * r, vec::fma(vec::load(tile.l + 16 * r), vec::set1(t.old_factor[r]), sum));
         tile.alpha[r] = t.old_factor[r];

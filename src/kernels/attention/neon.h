@@ -68,7 +68,6 @@ struct vec {
     }
     static reg scale_by_exp2(reg x, reg whole) { return each([](auto... v) { return scale_by_exp2(v...); }, x, whole); }
     static reg to_floats(ints x) { return {vcvtq_f32_s32(x.a), vcvtq_f32_s32(x.b), vcvtq_f32_s32(x.c), vcvtq_f32_s32(x.d)}; }
-    static float first(reg x) { return vgetq_lane_f32(x.a, 0); }
     static float32x4_t quarter_sum(reg x) { return vaddq_f32(vaddq_f32(x.a, x.b), vaddq_f32(x.c, x.d)); }
     static bool all_zero(reg x) { return vminvq_u32(vceqzq_f32(quarter_sum(x))) != 0; }
     static float largest(reg x) { return vmaxvq_f32(vmaxq_f32(vmaxq_f32(x.a, x.b), vmaxq_f32(x.c, x.d))); }
