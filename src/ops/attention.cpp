@@ -96,21 +96,11 @@ void make_rows(const attention_call & call, int64_t state, int64_t first_token, 
     }
 }
 
-void rotate(float * x, int64_t num, int64_t n) {
-    static const rowwise_kernel kernel = find_rowwise(rowwise_op::hadamard);
-    rowwise_args args{};
-    args.a = args.out = x;
-    args.stride_a = args.stride_out = n * static_cast<int64_t>(sizeof(float));
-    args.num_rows = num;
-    args.k = n;
-    kernel(args);
-}
-
 attention_args args_of(const attention_call & call, int64_t state, const attention_row * rows, int64_t num_rows) {
     const std::vector<attention_run> & runs = call.runs[static_cast<size_t>(state)];
     return {call.k_cells, call.v_cells, call.shape.d_k, call.shape.d_v, runs.data(),   static_cast<int64_t>(runs.size()), rows, num_rows,
             call.scale,   call.softcap, call.int8, call.rotate_q, call.rotate_k, call.rotate_v,                      call.rotate_out,
-            rotate};
+            hadamard_in_place};
 }
 
 void count_tiles(const attention_counts & counts) {

@@ -10,19 +10,6 @@
 namespace alloy {
 namespace {
 
-constexpr float log2_e = 1.44269504088896340736f;
-
-struct cell_traits {
-    const char * name;
-    int host_type;
-    int64_t elements, bytes;
-};
-constexpr cell_traits traits[] = {
-#define ALLOY_CELL_TYPE(name, host, elements, bytes) {#name, host, elements, bytes},
-#include "kernels/attention/cell_types.inc"
-#undef ALLOY_CELL_TYPE
-};
-
 // One block of cells in the forms that tiles read, each made when the first tile asks for it.
 class packed_block {
   public:
@@ -134,22 +121,22 @@ bool is_safe(const int8_queries & q, int64_t first, int64_t num_rows, const int8
 
 } // namespace
 
-const char * cell_type_name(cell_type type) { return type < cell_type::count ? traits[static_cast<int>(type)].name : "?"; }
+const char * cell_type_name(cell_type type) { return type < cell_type::count ? traits_of_cells[static_cast<int>(type)].name : "?"; }
 
 bool cell_type_of_host(int host_type, cell_type & type) {
     for (int i = 0; i < static_cast<int>(cell_type::count); i++) {
-        if (traits[i].host_type != host_type) continue;
+        if (traits_of_cells[i].host_type != host_type) continue;
         type = static_cast<cell_type>(i);
         return true;
     }
     return false;
 }
 
-int64_t cell_type_bytes(cell_type type) { return traits[static_cast<int>(type)].bytes; }
-bool is_quantised(cell_type type) { return traits[static_cast<int>(type)].elements > 1; }
+int64_t cell_type_bytes(cell_type type) { return traits_of_cells[static_cast<int>(type)].bytes; }
+bool is_quantised(cell_type type) { return traits_of_cells[static_cast<int>(type)].elements > 1; }
 
 int64_t cell_row_bytes(cell_type type, int64_t d) {
-    const cell_traits & t = traits[static_cast<int>(type)];
+    const cell_traits & t = traits_of_cells[static_cast<int>(type)];
     return d % t.elements == 0 ? d / t.elements * t.bytes : 0;
 }
 

@@ -12,11 +12,23 @@ enum class cell_type : uint8_t {
 #undef ALLOY_CELL_TYPE
     count
 };
+struct cell_traits {
+    const char * name;
+    int host_type;
+    int64_t elements, bytes; // of a block
+};
+constexpr cell_traits traits_of_cells[] = { // by cell_type
+#define ALLOY_CELL_TYPE(name, host, elements, bytes) {#name, host, elements, bytes},
+#include "kernels/attention/cell_types.inc"
+#undef ALLOY_CELL_TYPE
+};
 const char * cell_type_name(cell_type type);
 bool cell_type_of_host(int host_type, cell_type & type); // false: no kernel reads this type
 int64_t cell_type_bytes(cell_type type);                 // of a block
 int64_t cell_row_bytes(cell_type type, int64_t d);       // 0: d is no whole number of blocks
 bool is_quantised(cell_type type);                       // stored in blocks of several elements
+
+constexpr float log2_e = 1.44269504088896340736f;
 
 // Cells are worked on in blocks: a page of the KV store, a tile of the prompt kernels.
 constexpr int64_t attention_block = 64;

@@ -24,12 +24,6 @@ const listed list[] = {
 #undef ALLOY_KERNEL
 };
 
-constexpr int host_types[] = {
-#define ALLOY_CELL_TYPE(name, host, elements, bytes) host,
-#include "kernels/attention/cell_types.inc"
-#undef ALLOY_CELL_TYPE
-};
-
 struct shape {
     const char * name;
     int64_t d, kv_heads, group, tokens, cells;
@@ -41,16 +35,6 @@ constexpr shape shapes[] = {
     {"int8 prompt", 256, 1, 4, 512, 4096, true},
 };
 constexpr size_t beyond_caches = size_t(128) << 20;
-
-void rotate(float * x, int64_t num, int64_t n) {
-    static const rowwise_kernel kernel = find_rowwise(rowwise_op::hadamard, isa_of_cpu());
-    rowwise_args args{};
-    args.a = args.out = x;
-    args.stride_a = args.stride_out = 4 * n;
-    args.num_rows = num;
-    args.k = n;
-    kernel(args);
-}
 
 // Queries, and copies of K and V as llama.cpp's cache holds them: all heads of a cell together.
 struct scene {
@@ -86,7 +70,7 @@ struct scene {
                 }
             }
             args.push_back({nullptr, nullptr, s.d, s.d, &runs[h], 1, rows[h].data(), s.group * s.tokens, 1 / std::sqrt(static_cast<float>(s.d)), 0,
-                            s.int8, rotation, rotation, rotation, rotation, rotate});
+                            s.int8, rotation, rotation, rotation, rotation, hadamard_in_place});
             states.push_back(attention_state_at(state.data + h * attention_state_floats(s.group * s.tokens, s.d, s.d), s.group * s.tokens, s.d, s.d));
         }
     }
@@ -154,7 +138,7 @@ void measure(const listed & row, const shape & s, double cycle) {
     if (host.present) {
         int64_t copy = 0;
         test::stock_graph graph(host, static_cast<int>(repeats), [&](ggml_context * context) {
-            return m.stock_node(host, context, host_types[static_cast<int>(row.op)], copy++);
+            return m.stock_node(host, context, traits_of_cells[static_cast<int>(row.op)].host_type, copy++);
         });
         t = test::in_turn(ours, [&] { graph.run(); }, s.tokens == 1 ? 7 : 3);
     }

@@ -5,23 +5,14 @@ namespace {
 
 alignas(16) constexpr int8_t iq4_nl_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
-constexpr int64_t block_bytes(cell_type type) {
-    switch (type) {
-#define ALLOY_CELL_TYPE(name, host, elements, bytes) \
-    case cell_type::name: return bytes;
-#include "kernels/attention/cell_types.inc"
-#undef ALLOY_CELL_TYPE
-        case cell_type::count: break;
-    }
-    return 0;
-}
+template <cell_type type> constexpr cell_traits traits = traits_of_cells[static_cast<int>(type)];
 
 // Elements [32 pair + 16 half, + 16) of the row at `row`.
 template <cell_type type, int half> [[gnu::always_inline]] inline vec::reg load16(const uint8_t * row, int64_t pair) {
     if constexpr (type == cell_type::f32) return vec::load(reinterpret_cast<const float *>(row) + 32 * pair + 16 * half);
     if constexpr (type == cell_type::f16) return vec::from_halves(row + 64 * pair + 32 * half);
     if constexpr (type == cell_type::bf16) return vec::from_bf16(row + 64 * pair + 32 * half);
-    const uint8_t * block = row + pair * block_bytes(type);
+    const uint8_t * block = row + pair * traits<type>.bytes;
     const vec::reg d = vec::set1_half(block);
     if constexpr (type == cell_type::q8_0) return vec::mul(d, vec::from_signed(vec::load_bytes(block + 2 + 16 * half)));
     constexpr bool has_minimum = type == cell_type::q4_1 || type == cell_type::q5_1;

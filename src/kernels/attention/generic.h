@@ -20,7 +20,6 @@ namespace {
 using reg = vec::reg;
 constexpr int64_t block = attention_block;
 constexpr int block_regs = block / 16;
-constexpr float log2_e = 1.44269504088896340736f;
 constexpr float infinity = __builtin_inff();
 
 // Calls f<R>(first row) for all rows, at most `most` at a time and as evenly as that goes: 5 rows are 3 and 2, not 4 and 1.
@@ -54,9 +53,7 @@ template <int most, class F> [[gnu::always_inline]] inline void for_vectors(int6
 }
 
 // --- cells where they lie -------------------------------------------------------------------------------------------------------------
-template <cell_type type> constexpr int64_t row_bytes(int64_t d) {
-    return type == cell_type::f32 ? 4 * d : type == cell_type::f16 || type == cell_type::bf16 ? 2 * d : d / 32 * block_bytes(type);
-}
+template <cell_type type> constexpr int64_t row_bytes(int64_t d) { return d / traits<type>.elements * traits<type>.bytes; }
 
 template <cell_type type, int R>
 [[gnu::noinline]] void score_rows(const float * q, int64_t d, const uint8_t * k, int64_t stride, int64_t n, const attention_ahead & next, float * s) {

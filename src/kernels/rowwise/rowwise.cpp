@@ -26,4 +26,14 @@ rowwise_kernel find_rowwise(rowwise_op op, isa_set allowed) {
     return nullptr;
 }
 
+void hadamard_in_place(float * x, int64_t num, int64_t n) {
+    static const rowwise_kernel kernel = find_rowwise(rowwise_op::hadamard);
+    rowwise_args args{};
+    args.a = args.out = x;
+    args.stride_a = args.stride_out = n * static_cast<int64_t>(sizeof(float));
+    args.num_rows = num;
+    args.k = n;
+    kernel(args);
+}
+
 } // namespace alloy

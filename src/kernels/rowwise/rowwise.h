@@ -53,4 +53,7 @@ using rowwise_kernel = void (*)(const rowwise_args &);
 // The best kernel for `op` within `allowed`, or null.
 rowwise_kernel find_rowwise(rowwise_op op, isa_set allowed = isa_allowed());
 
+// The best hadamard kernel on `num` rows of n elements, one after another, in place.
+void hadamard_in_place(float * x, int64_t num, int64_t n);
+
 } // namespace alloy
