@@ -82,7 +82,7 @@ bool planner::add_attention(std::vector<tensor *> nodes, const tensor * out, int
     }
     s.reads.push_back(sight_range(*map));
     s.writes = {work};
-    s.label = std::string("attention ") + cell_type_name(call->k_cells->type) + (call->int8 ? " int8" : "");
+    s.label = std::string("attention ") + cell_type_name(call->keys.declared) + (call->int8 ? " int8" : "");
     step * last = &s;
     step join;
     if (call->few) {

@@ -63,14 +63,17 @@ bool cache_tensor::copy_from(const cache_tensor & source, size_t source_offset, 
 bool cache_tensor::materialise() { return true; } // plain rows always are
 
 kv_view plain_view(const host::tensor & t) {
-    kv_view v{t.type, t.ne[0], t.ne[2], t.ne[3], t.ne[1], {}};
-    v.runs.reserve(static_cast<size_t>(v.streams * v.heads));
+    kv_view v{{}, t.ne[0], t.ne[2], t.ne[3], t.ne[1], static_cast<int64_t>(t.nb[1]), false, nullptr, (t.ne[1] + attention_block - 1) / attention_block, {}};
+    cell_type_of_host(t.type, v.declared);
+    const attention_cells * cells = find_attention(v.declared);
+    v.own.reserve(static_cast<size_t>(v.streams * v.heads * v.pages_a_head));
     for (int64_t stream = 0; stream < v.streams; stream++) {
         for (int64_t head = 0; head < v.heads; head++) {
-            const auto * data = static_cast<const uint8_t *>(t.data) + stream * t.nb[3] + head * t.nb[2];
-            v.runs.push_back({cell_run{data, t.nb[1], v.cells, codec::declared}});
+            const auto * data = static_cast<const uint8_t *>(t.data) + stream * static_cast<int64_t>(t.nb[3]) + head * static_cast<int64_t>(t.nb[2]);
+            for (int64_t block = 0; block < v.pages_a_head; block++) v.own.push_back({data + block * attention_block * v.stride, cells});
         }
     }
+    v.pages = v.own.data();
     return v;
 }
 

@@ -4,6 +4,7 @@
 // were written. Paged and compressed stores replace the inside of cache_tensor, not its users.
 #pragma once
 #include "host/abi_v3.h"
+#include "kernels/attention/attention.h"
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -21,28 +22,22 @@ struct cache_name {
 bool parse_cache_name(const char * name, cache_name & parsed);
 bool is_state_name(const char * name); // "cache_r_l0", "cache_s_l0": recurrent state
 
-enum class codec : uint8_t { declared }; // the tensor's own type; compressed codecs follow
-
-// One run of cells of one head: cell c of [0, cells) starts at data + c * stride bytes.
-struct cell_run {
-    const uint8_t * data;
-    size_t stride; // bytes between tokens
-    int64_t cells;
-    codec coded;
-};
-
-// What attention reads: for each stream and head the runs that hold its cells, in cell order.
+// What attention reads: for each stream and head the pages of its cells, block by block.
 struct kv_view {
-    int type;         // host type of the declared rows
-    int64_t d;        // head size, elements
+    cell_type declared; // of rows that are not sealed
+    int64_t d;          // head size, elements
     int64_t heads;
     int64_t streams;
-    int64_t cells;    // of each stream
-    std::vector<std::vector<cell_run>> runs; // [streams * heads]
-    const std::vector<cell_run> & of(int64_t stream, int64_t head) const { return runs[stream * heads + head]; }
+    int64_t cells;      // of each stream
+    int64_t stride;     // bytes between tokens that are not sealed
+    bool may_be_sealed; // pages turn into codecs, and back, between graphs
+    const attention_page * pages; // [streams * heads][pages_a_head]
+    int64_t pages_a_head;
+    std::vector<attention_page> own; // of a tensor that lies in memory as it is described
+    attention_pages of(int64_t stream, int64_t head) const { return {pages + (stream * heads + head) * pages_a_head, d, stride}; }
 };
 
-// The view of a [d, cells, heads, streams] tensor that lies in memory as it is described.
+// The view of a [d, cells, heads, streams] tensor that lies in memory as it is described. Its type must have kernels.
 kv_view plain_view(const host::tensor & t);
 
 class cache_tensor {

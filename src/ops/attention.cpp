@@ -39,15 +39,17 @@ bool is_few(const attention_shape & s) { return s.tokens * s.group <= few_rows; 
 struct few_piece {
     attention_row * rows; // [kv_heads][rows_of_head]
     float * states;       // [kv_heads] of floats_of_state
-    int64_t rows_of_head, floats_of_state, d_k, d_v;
-    few_piece(arena m, const attention_shape & s)
-        : rows_of_head(s.tokens * s.group), floats_of_state(attention_state_floats(rows_of_head, s.d_k, s.d_v)), d_k(s.d_k), d_v(s.d_v) {
+    int64_t rows_of_head;
+    attention_state_shape of_state;
+    int64_t floats_of_state;
+    few_piece(arena m, const attention_shape & s, const attention_state_shape & state_shape)
+        : rows_of_head(s.tokens * s.group), of_state(state_shape), floats_of_state(attention_state_floats(state_shape)) {
         rows = m.take<attention_row>(s.kv_heads * rows_of_head);
         states = m.take<float>(s.kv_heads * floats_of_state);
         floats = m.floats();
     }
     attention_row * rows_of(int64_t head) const { return rows + head * rows_of_head; }
-    attention_state state(int64_t head) const { return attention_state_at(states + head * floats_of_state, rows_of_head, d_k, d_v); }
+    attention_state state(int64_t head) const { return attention_state_at(states + head * floats_of_state, of_state); }
     int64_t floats; // all of it
 };
 
@@ -55,6 +57,9 @@ int64_t few_pieces(int64_t blocks, int64_t num_threads) {
     const int64_t wanted = std::max(num_threads, std::min(pieces_a_thread * num_threads, blocks / fewest_blocks_of_piece));
     return std::min({blocks, wanted, most_pieces});
 }
+
+// Tiles turn all cells the same way, and need one state.
+attention_state_shape tile_state(const attention_shape & s, int64_t rows) { return {rows, s.d_k, s.d_v, false, false}; }
 
 // What a thread works in for pieces of many rows.
 struct many_piece {
@@ -64,7 +69,7 @@ struct many_piece {
     many_piece(arena m, const attention_shape & s) {
         const int64_t most = max_rows(s);
         rows = m.take<attention_row>(most);
-        state = m.take<float>(attention_state_floats(most, s.d_k, s.d_v));
+        state = m.take<float>(attention_state_floats(tile_state(s, most)));
         scratch = m.take<float>(attention_scratch_floats(most, s.d_k, s.d_v));
         floats = m.floats();
     }
@@ -97,10 +102,11 @@ void make_rows(const attention_call & call, int64_t state, int64_t first_token, 
 }
 
 attention_args args_of(const attention_call & call, int64_t state, const attention_row * rows, int64_t num_rows) {
-    const std::vector<attention_run> & runs = call.runs[static_cast<size_t>(state)];
-    return {call.k_cells, call.v_cells, call.shape.d_k, call.shape.d_v, runs.data(),   static_cast<int64_t>(runs.size()), rows, num_rows,
-            call.scale,   call.softcap, call.int8, call.rotate_q, call.rotate_k, call.rotate_v,                      call.rotate_out,
-            hadamard_in_place};
+    const int64_t stream = state / call.shape.kv_heads, head = state % call.shape.kv_heads;
+    return {.tiles = call.tiles, .k = call.keys.of(stream, head), .v = call.values.of(stream, head), .num_cells = call.keys.cells,
+            .rows = rows, .num_rows = num_rows, .scale = call.scale, .softcap = call.softcap, .int8 = call.int8,
+            .rotate_q = call.rotate_q, .rotate_k = call.rotate_k, .rotate_v = call.rotate_v, .rotate_out = call.rotate_out,
+            .sealed_k = call.sealed_k, .sealed_v = call.sealed_v, .rotate = hadamard_in_place};
 }
 
 void count_tiles(const attention_counts & counts) {
@@ -110,8 +116,10 @@ void count_tiles(const attention_counts & counts) {
 }
 
 few_piece few_piece_at(const attention_call & call, int64_t piece) {
-    const int64_t floats = few_piece(arena(nullptr), call.shape).floats;
-    return few_piece(arena(call.memory.data + piece * floats), call.shape);
+    const attention_shape & s = call.shape;
+    const attention_state_shape state{s.tokens * s.group, s.d_k, s.d_v, call.sealed_k > 0, call.sealed_v > 0};
+    const int64_t floats = few_piece(arena(nullptr), s, state).floats;
+    return few_piece(arena(call.memory.data + piece * floats), s, state);
 }
 
 // Pieces: (stream, range of blocks), each for all heads, whose cells lie side by side.
@@ -126,19 +134,9 @@ void run_few(const attention_call & call, int num_threads) {
             make_rows(call, first_state + head, 0, s.tokens, mine.rows_of(head));
             attention_begin(args(head), mine.state(head));
         }
-        int64_t block = call.map->num_blocks * part / pieces;
         const int64_t end = call.map->num_blocks * (part + 1) / pieces;
-        // All heads of a stream have runs of the same cells.
-        int64_t passed = 0;
-        const std::vector<attention_run> & runs = call.runs[static_cast<size_t>(first_state)];
-        for (size_t r = 0; r < runs.size() && block < end; r++) {
-            const int64_t blocks = (runs[r].num_cells + attention_block - 1) / attention_block;
-            for (; block < std::min(end, passed + blocks); block++) {
-                for (int64_t head = 0; head < s.kv_heads; head++) {
-                    attend_block(args(head), mine.state(head), static_cast<int64_t>(r), block - passed, head, s.kv_heads);
-                }
-            }
-            passed += blocks;
+        for (int64_t block = call.map->num_blocks * part / pieces; block < end; block++) {
+            for (int64_t head = 0; head < s.kv_heads; head++) attend_block(args(head), mine.state(head), block, head, s.kv_heads);
         }
     }
 }
@@ -157,7 +155,7 @@ void run_many(const attention_call & call, int thread, int num_threads) {
         const int64_t first = s.tokens * part / pieces, num_tokens = s.tokens * (part + 1) / pieces - first;
         make_rows(call, state, first, num_tokens, mine.rows);
         const attention_args args = args_of(call, state, mine.rows, num_tokens * s.group);
-        const attention_state at = attention_state_at(mine.state, args.num_rows, s.d_k, s.d_v);
+        const attention_state at = attention_state_at(mine.state, tile_state(s, args.num_rows));
         attention_begin(args, at);
         count_tiles(attend_tiles(args, at, mine.scratch));
         attention_finish(args, &at, 1, 0, args.num_rows);
@@ -245,48 +243,44 @@ attention_shape::attention_shape(const tensor * node)
 int64_t attention_memory_floats(const tensor * node, int max_threads) {
     const attention_shape s(node);
     const int64_t blocks = (node->src[1]->ne[1] + attention_block - 1) / attention_block;
-    if (is_few(s)) return few_pieces(blocks, max_threads) * s.streams * few_piece(arena(nullptr), s).floats;
+    const attention_state_shape largest_state{s.tokens * s.group, s.d_k, s.d_v, true, true};
+    if (is_few(s)) return few_pieces(blocks, max_threads) * s.streams * few_piece(arena(nullptr), s, largest_state).floats;
     return max_threads * many_piece(arena(nullptr), s).floats;
 }
 
-std::unique_ptr<attention_call> make_attention_call(const tensor * node, const tensor * out, const mask_map * map, const kv::kv_view & keys,
-                                                    const kv::kv_view & values, attention_precision precision, int64_t rotate_out,
+std::unique_ptr<attention_call> make_attention_call(const tensor * node, const tensor * out, const mask_map * map, kv::kv_view keys,
+                                                    kv::kv_view values, attention_precision precision, int64_t rotate_out,
                                                     const attention_memory & memory) {
     const attention_shape s(node);
     auto call = std::make_unique<attention_call>();
-    cell_type k_type{}, v_type{};
-    cell_type_of_host(keys.type, k_type);
-    cell_type_of_host(values.type, v_type);
+    const cell_type k_type = keys.declared, v_type = values.declared;
     call->node = node;
     call->shape = s;
     call->out = out;
     call->map = map;
-    call->k_cells = find_attention(k_type);
-    call->v_cells = find_attention(v_type);
-    for (int64_t i = 0; i < s.states; i++) {
-        const std::vector<kv::cell_run> &k = keys.runs[static_cast<size_t>(i)], &v = values.runs[static_cast<size_t>(i)];
-        std::vector<attention_run> runs;
-        for (size_t r = 0, first = 0; r < k.size(); first += static_cast<size_t>(k[r].cells), r++) {
-            runs.push_back({k[r].data, v[r].data, static_cast<int64_t>(k[r].stride), static_cast<int64_t>(v[r].stride), static_cast<int64_t>(first),
-                            k[r].cells});
-        }
-        call->runs.push_back(std::move(runs));
-    }
+    call->tiles = find_attention(k_type)->tiles;
     call->scale = float_param(node, 0);
     call->max_bias = float_param(node, 1);
     call->softcap = float_param(node, 2);
     call->few = is_few(s);
-    // A quantised cache is the user's consent to 8 bits, and the host has rotated what it holds.
-    const bool declared = is_quantised(k_type) && is_quantised(v_type);
-    call->int8 = s.tokens > most_tokens_in_f32 && (precision == attention_precision::int8 || (precision == attention_precision::automatic && declared));
-    call->rotate_q = call->rotate_k = call->int8 && !is_quantised(k_type) ? rotation_of(s.d_k) : 0;
-    call->rotate_v = call->int8 && !is_quantised(v_type) ? rotation_of(s.d_v) : 0;
+    // A quantised or compressed cache is the user's consent to 8 bits. The host has rotated what quantised ones hold; the store rotates what it
+    // seals itself.
+    const auto eight_bits = [](const kv::kv_view & cells) { return cells.may_be_sealed || is_quantised(cells.declared); };
+    const bool consent = eight_bits(keys) && eight_bits(values);
+    call->int8 = s.tokens > most_tokens_in_f32 && (precision == attention_precision::int8 || (precision == attention_precision::automatic && consent));
+    call->sealed_k = keys.may_be_sealed && !is_quantised(k_type) ? rotation_of(s.d_k) : 0;
+    call->sealed_v = values.may_be_sealed && !is_quantised(v_type) ? rotation_of(s.d_v) : 0;
+    const bool tiles = !call->few;
+    call->rotate_q = call->rotate_k = tiles && (call->int8 || call->sealed_k > 0) && !is_quantised(k_type) ? rotation_of(s.d_k) : 0;
+    call->rotate_v = tiles && (call->int8 || call->sealed_v > 0) && !is_quantised(v_type) ? rotation_of(s.d_v) : 0;
     call->rotate_out = rotate_out;
     if (call->rotate_v > 0) {
         // Transforms of one size undo one another. Rotated twice is a matter of cells that lie rotated though their type does not say so.
         if (rotate_out == 0) call->rotate_out = call->rotate_v;
-        else call->rotate_v = 0;
+        else if (call->sealed_v == 0) call->rotate_v = 0;
     }
+    call->keys = std::move(keys);
+    call->values = std::move(values);
     call->memory = memory;
     return call;
 }

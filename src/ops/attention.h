@@ -53,13 +53,13 @@ struct attention_call {
     const host::tensor * node;
     const host::tensor * out; // in the shape of the node: where its rows go
     const mask_map * map;
-    const attention_cells *k_cells, *v_cells;
+    const attention_tiles * tiles;
     attention_shape shape;
-    std::vector<std::vector<attention_run>> runs; // [streams * kv_heads]
+    kv::kv_view keys, values;
     float scale, softcap, max_bias;
     bool few; // attend in pieces of the cells, each with states of its own, then join these: who took a piece has no effect on results
     bool int8;
-    int64_t rotate_q, rotate_k, rotate_v, rotate_out; // as in attention_args
+    int64_t rotate_q, rotate_k, rotate_v, rotate_out, sealed_k, sealed_v; // as in attention_args
     attention_memory memory;
     mutable work_counter work;
 
@@ -76,8 +76,8 @@ int64_t attention_memory_floats(const host::tensor * node, int max_threads); // 
 
 // `out`: in the shape of the node, where its rows go, Hadamard transformed in groups of rotate_out (0: as they are). `keys`, `values`: the
 // cells behind src[1] and src[2].
-std::unique_ptr<attention_call> make_attention_call(const host::tensor * node, const host::tensor * out, const mask_map * map, const kv::kv_view & keys,
-                                                    const kv::kv_view & values, attention_precision precision, int64_t rotate_out,
+std::unique_ptr<attention_call> make_attention_call(const host::tensor * node, const host::tensor * out, const mask_map * map, kv::kv_view keys,
+                                                    kv::kv_view values, attention_precision precision, int64_t rotate_out,
                                                     const attention_memory & memory);
 
 // Whether each row of queries stands just where the row of the output that is made from it goes.

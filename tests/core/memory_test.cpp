@@ -126,7 +126,7 @@ TEST_F(Memory, UsedCellsOnlyHaveMemoryBehindThem) {
     host::api().ggml_backend_buffer_free(b);
 }
 
-TEST_F(Memory, CacheViewListsTheRunsOfEveryHead) {
+TEST_F(Memory, CacheViewListsThePagesOfEveryHead) {
     tensor * k = make("cache_k_l3", host::type_f16, {128, 256});
     host::buffer * b = alloc({k});
     kv::cache_tensor * cache = contents(b).find_cache(reinterpret_cast<uintptr_t>(k->data));
@@ -137,9 +137,10 @@ TEST_F(Memory, CacheViewListsTheRunsOfEveryHead) {
     heads.nb[1] = 256, heads.nb[2] = 128;
     const kv::kv_view v = cache->view(heads);
     EXPECT_EQ(v.heads, 2);
-    EXPECT_EQ(v.of(0, 1).at(0).data, static_cast<uint8_t *>(k->data) + 128);
-    EXPECT_EQ(v.of(0, 1).at(0).stride, 256u);
-    EXPECT_EQ(v.of(0, 1).at(0).cells, 256);
+    EXPECT_EQ(v.cells, 256);
+    const attention_pages second = v.of(0, 1);
+    EXPECT_EQ(second.stride, 256);
+    for (int64_t block = 0; block < 4; block++) EXPECT_EQ(second.pages[block].data, static_cast<uint8_t *>(k->data) + 128 + block * 64 * 256);
     host::api().ggml_backend_buffer_free(b);
 }
 

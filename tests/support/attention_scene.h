@@ -18,15 +18,17 @@ constexpr float inf = std::numeric_limits<float>::infinity(), nan = std::numeric
 constexpr double exact = 1e-5; // of the largest |V|, by contract
 constexpr double rough = 2e-2; // what INT8 mode stays below where logits are small
 
-// --- cells: GGUF blocks, as weights are ---------------------------------------------------------------------------------------------
-constexpr weight_type weight_types[] = {
-#define ALLOY_CELL_TYPE(name, ...) weight_type::name,
-#include "kernels/attention/cell_types.inc"
-#undef ALLOY_CELL_TYPE
-};
-inline weight_type weight_of(cell_type type) { return weight_types[static_cast<int>(type)]; }
+// --- cells: GGUF blocks, as weights are, and codecs -----------------------------------------------------------------------------------
+inline weight_type weight_of(cell_type type) {
+    for (int i = 0; i < static_cast<int>(weight_type::count); i++) {
+        if (format_of(static_cast<weight_type>(i)).host_type == traits_of_cells[static_cast<int>(type)].host_type) return static_cast<weight_type>(i);
+    }
+    return weight_type::count;
+}
 inline const weight_format & layout_of(cell_type type) { return format_of(weight_of(type)); }
-inline bool takes(cell_type type, int64_t d) { return d % layout_of(type).block == 0; }
+inline bool takes(cell_type type, int64_t d) { return d % (is_coded(type) ? 32 : layout_of(type).block) == 0; }
+// What cells beside sealed pages are.
+inline cell_type declared_of(cell_type type) { return is_coded(type) ? cell_type::f16 : type; }
 
 inline uint16_t half_of(double x) {
     const uint16_t sign = x < 0 ? 0x8000 : 0;
@@ -72,32 +74,113 @@ inline void fill_row(values kind, float * row, int64_t d, uint64_t salt) {
     std::copy_n(pool.begin() + static_cast<int64_t>(salt * 0x9E3779B97F4A7C15u % (pool.size() - attention_max_d)), d, row);
 }
 
-// Keys or values. The cells of each run lie in memory of their own, which ends at a closed page.
+// Orthonormal Walsh-Hadamard transform of each of `num` groups of n elements.
+template <class T> void rotate(T * x, int64_t num, int64_t n) {
+    for (int64_t half = 1; half < n; half *= 2) {
+        for (int64_t i = 0; i < num * n; i++) {
+            if (i & half) continue;
+            const T a = x[i], b = x[i + half];
+            x[i] = (a + b) * static_cast<T>(M_SQRT1_2), x[i + half] = (a - b) * static_cast<T>(M_SQRT1_2);
+        }
+    }
+}
+
+// One code of a row, bit by bit as formats/kv_codec.h has it. Writes it, or only reads.
+inline int code_at(cell_type type, uint8_t * row, int64_t i, int written = -1) {
+    const int bits = static_cast<int>(cell_row_bytes(type, 32)) / 4, e = static_cast<int>(i % 32);
+    uint8_t * block = row + i / 32 * 4 * bits;
+    struct {
+        int byte, shift, width;
+    } parts[2] = {};
+    if (type == cell_type::i8) parts[0] = {e, 0, 8};
+    if (type == cell_type::n3) parts[0] = {e % 8, 2 * (e / 8), 2}, parts[1] = {8 + e / 8, e % 8, 1};
+    if (bits >= 4 && bits < 8) parts[0] = {e % 16, e < 16 ? 0 : 4, 4};
+    if (type == cell_type::n5) parts[1] = {16 + e / 8, e % 8, 1};
+    if (type == cell_type::z6) parts[1] = {16 + e % 8, 2 * (e / 8), 2};
+    int code = 0, position = 0;
+    for (const auto & part : parts) {
+        const int mask = (1 << part.width) - 1;
+        if (written >= 0) block[part.byte] = static_cast<uint8_t>((block[part.byte] & ~(mask << part.shift)) | ((written >> position & mask) << part.shift));
+        code |= (block[part.byte] >> part.shift & mask) << position;
+        position += part.width;
+    }
+    return code;
+}
+
+inline int level_of(cell_type type, int code) {
+    const int bits = static_cast<int>(cell_row_bytes(type, 32)) / 4, sign = 1 << (bits - 1);
+    if (type == cell_type::i8) return static_cast<int8_t>(code);
+    if (type == cell_type::z6) return 2 * code - 63;
+    const int8_t * levels = type == cell_type::n3 ? kv_levels_n3 : type == cell_type::n4 ? kv_levels_n4 : kv_levels_n5;
+    return code & sign ? -levels[code & (sign - 1)] : levels[code];
+}
+
+// Keys or values. The cells of each run lie in memory of their own, which ends at a closed page. Of a codec, blocks are sealed pages but
+// for two in four and a last one that is not full.
 struct store {
     cell_type type;
-    int64_t d, run_cells;
+    int64_t d, run_cells, turn; // turn: sealed pages are rotated in groups of so many
     std::vector<double> worth; // [cells][d]
-    std::vector<std::unique_ptr<fenced_rows>> runs;
+    std::vector<std::unique_ptr<fenced_rows>> runs, sealed;
+    std::vector<attention_page> pages;
 
-    store(cell_type type, int64_t d, int64_t num_cells, int64_t run_cells, values kind, float size, uint64_t salt)
-        : type(type), d(d), run_cells(run_cells), worth(d * num_cells) {
+    store(cell_type of, int64_t d, int64_t num_cells, int64_t run_cells, values kind, float size, uint64_t salt, isa token, bool turned)
+        : type(declared_of(of)), d(d), run_cells(run_cells), turn(is_coded(of) && turned ? d & -d : 0), worth(d * num_cells) {
         const size_t bytes = gguf_row_bytes(weight_of(type), d), gap = type == cell_type::f32 ? 4 : 2;
         std::vector<float> row(d);
         for (int64_t c = 0; c < num_cells; c++) {
             const int64_t here = std::min(run_cells, num_cells - c);
             if (c % run_cells == 0) runs.push_back(std::make_unique<fenced_rows>(here, bytes, bytes + gap, gap));
+            if (c % attention_block == 0) add_page(of, c, num_cells, token);
             fill_row(kind, row.data(), d, salt + c);
             for (float & x : row) x *= size;
             put(c, row.data());
         }
     }
+    void add_page(cell_type of, int64_t c, int64_t num_cells, isa token) {
+        const int64_t block = c / attention_block;
+        const bool seal = is_coded(of) && c + attention_block <= num_cells && (block % 4 == 0 || block % 4 == 3);
+        sealed.push_back(seal ? std::make_unique<fenced_rows>(attention_block, cell_row_bytes(of, d) + 2, cell_row_bytes(of, d) + 2) : nullptr);
+        const cell_type lies = seal ? of : type;
+        pages.push_back({seal ? sealed.back()->row<uint8_t>(0) : cell(c), find_attention(lies, isa_bit(token))});
+    }
+    int64_t stride() const { return runs.empty() ? 0 : runs[0]->stride(); }
+    attention_pages view() const { return {pages.data(), d, stride()}; }
+    bool is_sealed(int64_t c) const { return sealed[c / attention_block] != nullptr; }
     uint8_t * cell(int64_t c) const { return runs[c / run_cells]->row<uint8_t>(c % run_cells); }
     uint8_t * block(int64_t c, int64_t i) const { return cell(c) + i / layout_of(type).block * layout_of(type).block_bytes; }
     void put(int64_t c, const float * row) {
+        if (is_sealed(c)) return put_codes(c, row);
         for (int64_t i = 0; i < d; i += layout_of(type).block) encode(type, row + i, block(c, i));
         decode(c);
     }
-    void poison(int64_t c, int64_t i, float x) { // element i, and with it its block
+    void put_codes(int64_t c, const float * row) {
+        std::vector<float> x(row, row + d);
+        if (turn > 0) rotate(x.data(), d / turn, turn);
+        uint8_t * page = sealed[c / attention_block]->row<uint8_t>(0);
+        const cell_type codec = pages[c / attention_block].cells->type;
+        const int64_t row_bytes = cell_row_bytes(codec, d), t = c % attention_block;
+        float largest = 0;
+        for (const float v : x) largest = std::max(largest, std::fabs(v));
+        const uint16_t half = half_of(largest / 127);
+        std::memcpy(page + attention_block * row_bytes + 2 * t, &half, 2);
+        const double scale = half_value(reinterpret_cast<const uint8_t *>(&half));
+        std::vector<double> back(d);
+        const int codes = 1 << row_bytes * 8 / d;
+        for (int64_t i = 0; i < d; i++) {
+            int best = codec == cell_type::i8 && scale > 0 ? static_cast<uint8_t>(std::lround(std::clamp(x[i] / scale, -127.0, 127.0))) : 0;
+            for (int code = 1; codec != cell_type::i8 && code < codes; code++) {
+                if (std::fabs(level_of(codec, code) * scale - x[i]) < std::fabs(level_of(codec, best) * scale - x[i])) best = code;
+            }
+            code_at(codec, page + t * row_bytes, i, best);
+            back[i] = scale * level_of(codec, best);
+        }
+        for (int64_t i = 0; i < d; i++) back[i] = scale * level_of(codec, code_at(codec, page + t * row_bytes, i)); // none overwritten
+        if (turn > 0) rotate(back.data(), d / turn, turn);
+        std::copy(back.begin(), back.end(), worth.begin() + c * d);
+    }
+    void poison(int64_t c, int64_t i, float x) { // element i, and with it its block; pages of codecs hold numbers only
+        if (is_sealed(c)) return;
         const uint16_t half = half_of(x);
         if (takes(type, 1)) encode(type, &x, block(c, i));
         else std::memcpy(block(c, i), &half, 2);
@@ -123,6 +206,7 @@ struct shape {
     bool sinks = false;
     values keys = values::normal, vals = values::normal;
     float value_size = 1;
+    bool turned = true; // sealed pages are rotated
     int64_t num_blocks() const { return (num_cells + attention_block - 1) / attention_block; }
 };
 inline std::ostream & operator<<(std::ostream & out, const shape & s) {
@@ -146,17 +230,6 @@ inline float mask_value(const shape & s, int64_t r, int64_t c) {
     return nan;
 }
 
-// Orthonormal Walsh-Hadamard transform of each of `num` groups of n elements.
-template <class T> void rotate(T * x, int64_t num, int64_t n) {
-    for (int64_t half = 1; half < n; half *= 2) {
-        for (int64_t i = 0; i < num * n; i++) {
-            if (i & half) continue;
-            const T a = x[i], b = x[i + half];
-            x[i] = (a + b) * static_cast<T>(M_SQRT1_2), x[i + half] = (a - b) * static_cast<T>(M_SQRT1_2);
-        }
-    }
-}
-
 // Memory of one state, or scratch: starts at a multiple of 64, ends at a closed page, full of NaN.
 struct fenced_floats {
     fenced_rows memory;
@@ -167,7 +240,7 @@ struct part {
     fenced_floats memory;
     attention_state state;
     explicit part(const attention_args & a)
-        : memory(attention_state_floats(a.num_rows, a.d_k, a.d_v)), state(attention_state_at(memory, a.num_rows, a.d_k, a.d_v)) {
+        : memory(attention_state_floats(state_shape_of(a))), state(attention_state_at(memory, state_shape_of(a))) {
         attention_begin(a, state);
     }
 };
@@ -177,12 +250,11 @@ struct scene {
     store k, v;
     fenced_rows q, out, mask, sight;
     std::vector<attention_row> rows;
-    std::vector<attention_run> runs;
     attention_args args;
 
     scene(const shape & s, isa token)
-        : of(s), k(s.k, s.d_k, s.num_cells, s.run_cells, s.keys, 1, 0),
-          v(s.v, s.d_v, s.num_cells, s.run_cells, s.vals, s.value_size, 1 << 20), q(s.num_rows, 4 * s.d_k, 4 * s.d_k + 4, 4),
+        : of(s), k(s.k, s.d_k, s.num_cells, s.run_cells, s.keys, 1, 0, token, s.turned),
+          v(s.v, s.d_v, s.num_cells, s.run_cells, s.vals, s.value_size, 1 << 20, token, s.turned), q(s.num_rows, 4 * s.d_k, 4 * s.d_k + 4, 4),
           out(s.num_rows, 4 * s.d_v, 4 * s.d_v + 4, 4), mask(s.num_rows, 2 * s.num_cells, 2 * s.num_cells + 2, 2),
           sight(s.num_rows, s.num_blocks(), s.num_blocks() + 1) {
         for (int64_t r = 0; r < s.num_rows; r++) {
@@ -199,14 +271,10 @@ struct scene {
                 if (x != -inf) bits |= left-- > 0 ? sight_visible | sight_recent : sight_visible;
             }
         }
-        for (int64_t c = 0; c < s.num_cells; c += s.run_cells) { // the last first: their order means nothing
-            runs.insert(runs.begin(), {.k = k.cell(c), .v = v.cell(c), .stride_k = k.runs[0]->stride(), .stride_v = v.runs[0]->stride(),
-                                       .first_cell = c, .num_cells = std::min(s.run_cells, s.num_cells - c)});
-        }
-        args = {.k_cells = find_attention(s.k, isa_bit(token)), .v_cells = find_attention(s.v, isa_bit(token)), .d_k = s.d_k, .d_v = s.d_v,
-                .runs = runs.data(), .num_runs = static_cast<int64_t>(runs.size()), .rows = rows.data(), .num_rows = s.num_rows,
-                .scale = 1 / std::sqrt(static_cast<float>(s.d_k)), .softcap = s.softcap, .int8 = false, .rotate_q = 0, .rotate_k = 0,
-                .rotate_v = 0, .rotate_out = 0, .rotate = rotate<float>};
+        args = {.tiles = find_attention(k.type, isa_bit(token))->tiles, .k = k.view(), .v = v.view(), .num_cells = s.num_cells,
+                .rows = rows.data(), .num_rows = s.num_rows, .scale = 1 / std::sqrt(static_cast<float>(s.d_k)), .softcap = s.softcap,
+                .int8 = false, .rotate_q = 0, .rotate_k = 0, .rotate_v = 0, .rotate_out = 0, .sealed_k = k.turn, .sealed_v = v.turn,
+                .rotate = rotate<float>};
         double largest = 0;
         for (int64_t i = 0; i < s.num_rows * s.num_cells && s.logits > 0; i++) {
             largest = std::max(largest, std::fabs(logit(i / s.num_cells, i % s.num_cells)));
@@ -239,6 +307,11 @@ struct scene {
             for (int64_t j = 0; j < of.d_v; j++) want[j] = {want[j].value + p * row[j], std::max(want[j].bound, std::fabs(row[j]))};
         }
         sum += std::exp(rows[r].sink - largest);
+        if (v.turn > 0) { // transforms spread the errors of an element over its row
+            double most = 0;
+            for (const expected & e : want) most = std::max(most, e.bound);
+            for (expected & e : want) e.bound = most;
+        }
         for (expected & e : want) e = {e.value / sum, allowed * e.bound + 1e-30};
         return want;
     }
@@ -248,11 +321,7 @@ struct scene {
         return attend_tiles(args, state, scratch);
     }
     void add_blocks(const attention_state & state, int64_t first = 0, int64_t step = 1) const { // every `step`th, from `first` on
-        for (int64_t run = 0, i = 0; run < args.num_runs; run++) {
-            for (int64_t block = 0; block * attention_block < args.runs[run].num_cells; block++) {
-                if (i++ % step == first) attend_block(args, state, run, block, i % 3, 3);
-            }
-        }
+        for (int64_t block = first; block < of.num_blocks(); block += step) attend_block(args, state, block, block % 3, 3);
     }
     void finish(const attention_state * states, int64_t num_states, const std::vector<int64_t> & cuts) {
         for (const attention_row & row : rows) std::fill_n(row.out, of.d_v, nan);
@@ -260,10 +329,12 @@ struct scene {
     }
     attention_counts attend(way how) {
         const attention_args before = args;
+        args.int8 = how == way::int8;
+        if (how != way::few && k.turn > 0) args.rotate_q = args.rotate_k = k.turn;
+        if (how != way::few && v.turn > 0) args.rotate_v = args.rotate_out = v.turn;
         if (how == way::int8) {
-            args.int8 = true;
-            if (takes(of.k, 1)) args.rotate_q = args.rotate_k = of.d_k & -of.d_k; // other types stand for cells that are stored rotated
-            if (takes(of.v, 1)) args.rotate_v = args.rotate_out = of.d_v & -of.d_v;
+            if (takes(k.type, 1)) args.rotate_q = args.rotate_k = of.d_k & -of.d_k; // other types stand for cells that are stored rotated
+            if (takes(v.type, 1)) args.rotate_v = args.rotate_out = of.d_v & -of.d_v;
         }
         part whole(args);
         attention_counts counts = {};

@@ -10,30 +10,36 @@
 namespace alloy {
 namespace {
 
+// Bytes from cell to cell of a block.
+int64_t stride_of(const attention_pages & from, int64_t block) {
+    const cell_type type = from.pages[block].cells->type;
+    return is_coded(type) ? cell_row_bytes(type, from.d) : from.stride;
+}
+
+int64_t cells_of_block(const attention_args & args, int64_t block) { return std::min(attention_block, args.num_cells - block * attention_block); }
+
 // One block of cells in the forms that tiles read, each made when the first tile asks for it.
 class packed_block {
   public:
     packed_block(const attention_args & args, arena & memory)
-        : args_(args), k_rows_(memory.take<float>(attention_block * args.d_k)), v_rows_(memory.take<float>(attention_block * args.d_v)),
-          k_panel_(memory.take<float>(attention_block * args.d_k)), codes_(memory.take<float>(attention_block * args.d_k / 4)) {
-        keys_.codes = memory.take<uint8_t>(attention_block * args.d_k);
+        : args_(args), k_rows_(memory.take<float>(attention_block * args.k.d)), v_rows_(memory.take<float>(attention_block * args.v.d)),
+          k_panel_(memory.take<float>(attention_block * args.k.d)), codes_(memory.take<float>(attention_block * args.k.d / 4)) {
+        keys_.codes = memory.take<uint8_t>(attention_block * args.k.d);
         keys_.scales = memory.take<float>(attention_block);
-        values_.codes = memory.take<int8_t>(attention_block * args.d_v);
+        values_.codes = memory.take<int8_t>(attention_block * args.v.d);
         values_.scales = memory.take<float>(attention_block);
     }
 
-    void move_to(const attention_run & run, int64_t block) {
-        const int64_t first = block * attention_block;
-        run_ = &run;
-        first_ = first;
-        n_ = std::min(attention_block, run.num_cells - first);
+    void move_to(int64_t block) {
+        block_ = block;
+        n_ = cells_of_block(args_, block);
         expanded_ = packed_f32_ = packed_int8_ = false;
     }
     int64_t cells() const { return n_; }
 
     const float * key_panel() {
         expand();
-        if (!packed_f32_) args_.k_cells->tiles->pack_keys(k_rows_, args_.d_k, k_panel_);
+        if (!packed_f32_) args_.tiles->pack_keys(k_rows_, args_.k.d, k_panel_);
         packed_f32_ = true;
         return k_panel_;
     }
@@ -54,25 +60,25 @@ class packed_block {
     void expand() {
         if (expanded_) return;
         expanded_ = true;
-        args_.k_cells->expand(run_->k + first_ * run_->stride_k, run_->stride_k, n_, args_.d_k, k_rows_);
-        args_.v_cells->expand(run_->v + first_ * run_->stride_v, run_->stride_v, n_, args_.d_v, v_rows_);
-        rotate(k_rows_, args_.d_k, args_.rotate_k);
-        rotate(v_rows_, args_.d_v, args_.rotate_v);
+        expand(args_.k, args_.rotate_k, args_.sealed_k, k_rows_);
+        expand(args_.v, args_.rotate_v, args_.sealed_v, v_rows_);
     }
-    void rotate(float * rows, int64_t d, int64_t group) const {
-        if (group > 0) args_.rotate(rows, n_ * d / group, group);
+    void expand(const attention_pages & from, int64_t group, int64_t sealed, float * rows) const {
+        const attention_page & page = from.pages[block_];
+        page.cells->expand(page.data, stride_of(from, block_), n_, from.d, rows);
+        const bool turned = sealed > 0 && is_coded(page.cells->type);
+        if (group > 0 && !turned) args_.rotate(rows, n_ * from.d / group, group);
     }
     void pack_int8() {
         if (packed_int8_) return;
         packed_int8_ = true;
         expand();
-        args_.k_cells->tiles->pack_int8_keys(k_rows_, args_.d_k, n_, codes_, keys_);
-        args_.k_cells->tiles->pack_int8_values(v_rows_, args_.d_v, n_, values_);
+        args_.tiles->pack_int8_keys(k_rows_, args_.k.d, n_, codes_, keys_);
+        args_.tiles->pack_int8_values(v_rows_, args_.v.d, n_, values_);
     }
 
     const attention_args & args_;
-    const attention_run * run_ = nullptr;
-    int64_t first_ = 0, n_ = 0;
+    int64_t block_ = 0, n_ = 0;
     bool expanded_ = false, packed_f32_ = false, packed_int8_ = false;
     float *k_rows_, *v_rows_, *k_panel_, *codes_;
     int8_keys keys_{};
@@ -90,8 +96,8 @@ struct tile_scratch {
         alpha = memory.take<float>(attention_tile);
         weight = memory.take<float>(attention_tile);
         codes = memory.take<uint8_t>(attention_tile * attention_block);
-        queries.num_groups = int8_query_groups(args.d_k);
-        queries.codes = memory.take<int8_t>(args.num_rows * args.d_k);
+        queries.num_groups = int8_query_groups(args.k.d);
+        queries.codes = memory.take<int8_t>(args.num_rows * args.k.d);
         queries.scales = memory.take<float>(args.num_rows * queries.num_groups);
         queries.sums = memory.take<int32_t>(args.num_rows * queries.num_groups);
         queries.errors = memory.take<float>(2 * args.num_rows);
@@ -100,13 +106,27 @@ struct tile_scratch {
     int64_t floats; // all of it
 };
 
-attention_state take_state(arena & memory, int64_t num_rows, int64_t d_k, int64_t d_v) {
-    attention_state s;
-    s.q = memory.take<float>(num_rows * d_k);
-    s.m = memory.take<float>(num_rows);
-    s.l = memory.take<float>(num_rows * 16);
-    s.o = memory.take<float>(num_rows * d_v);
+attention_sums take_sums(arena & memory, const attention_state_shape & shape) {
+    attention_sums s;
+    s.m = memory.take<float>(shape.num_rows);
+    s.l = memory.take<float>(shape.num_rows * 16);
+    s.o = memory.take<float>(shape.num_rows * shape.d_v);
     return s;
+}
+
+attention_state take_state(arena & memory, const attention_state_shape & shape) {
+    attention_state s{};
+    s.q = s.q_sealed = memory.take<float>(shape.num_rows * shape.d_k);
+    if (shape.sealed_k) s.q_sealed = memory.take<float>(shape.num_rows * shape.d_k);
+    s.seen = take_sums(memory, shape);
+    if (shape.sealed_v) s.sealed = take_sums(memory, shape);
+    return s;
+}
+
+void empty(const attention_sums & sums, int64_t num_rows, int64_t d) {
+    std::fill_n(sums.m, num_rows, -INFINITY);
+    std::fill_n(sums.l, num_rows * 16, 0.0f);
+    std::fill_n(sums.o, num_rows * d, 0.0f);
 }
 
 // Whether the logits of these rows against this block may be computed from 8-bit codes.
@@ -125,12 +145,17 @@ const char * cell_type_name(cell_type type) { return type < cell_type::count ? t
 
 bool cell_type_of_host(int host_type, cell_type & type) {
     for (int i = 0; i < static_cast<int>(cell_type::count); i++) {
-        if (traits_of_cells[i].host_type != host_type) continue;
+        if (traits_of_cells[i].host_type != host_type || host_type == coded_cells) continue;
         type = static_cast<cell_type>(i);
         return true;
     }
     return false;
 }
+
+cell_type cell_type_of_codec(kv_codec codec) {
+    return static_cast<cell_type>(static_cast<int>(cell_type::count) - static_cast<int>(kv_codec::count) + static_cast<int>(codec));
+}
+bool is_coded(cell_type type) { return traits_of_cells[static_cast<int>(type)].host_type == coded_cells; }
 
 int64_t cell_type_bytes(cell_type type) { return traits_of_cells[static_cast<int>(type)].bytes; }
 bool is_quantised(cell_type type) { return traits_of_cells[static_cast<int>(type)].elements > 1; }
@@ -149,135 +174,169 @@ const attention_cells * find_attention(cell_type type, isa_set allowed) {
     return nullptr;
 }
 
-int64_t attention_state_floats(int64_t num_rows, int64_t d_k, int64_t d_v) {
+int64_t attention_state_floats(const attention_state_shape & shape) {
     arena sizes(nullptr);
-    take_state(sizes, num_rows, d_k, d_v);
+    take_state(sizes, shape);
     return sizes.floats();
 }
 
-attention_state attention_state_at(float * memory, int64_t num_rows, int64_t d_k, int64_t d_v) {
+attention_state attention_state_at(float * memory, const attention_state_shape & shape) {
     arena arrays(memory);
-    return take_state(arrays, num_rows, d_k, d_v);
+    return take_state(arrays, shape);
 }
 
 void attention_begin(const attention_args & args, const attention_state & state) {
-    ALLOY_EXPECT(args.num_rows >= 1 && args.d_k % 16 == 0 && args.d_v % 16 == 0 && args.d_k <= attention_max_d && args.d_v <= attention_max_d);
+    const int64_t d_k = args.k.d, d_v = args.v.d;
+    ALLOY_EXPECT(args.num_rows >= 1 && d_k % 16 == 0 && d_v % 16 == 0 && d_k <= attention_max_d && d_v <= attention_max_d);
     const float scale = args.scale * log2_e;
     for (int64_t r = 0; r < args.num_rows; r++) {
-        float * q = state.q + r * args.d_k;
-        for (int64_t i = 0; i < args.d_k; i++) q[i] = args.rows[r].q[i] * scale;
+        float * q = state.q + r * d_k;
+        for (int64_t i = 0; i < d_k; i++) q[i] = args.rows[r].q[i] * scale;
     }
-    if (args.rotate_q > 0) args.rotate(state.q, args.num_rows * args.d_k / args.rotate_q, args.rotate_q);
-    std::fill_n(state.m, args.num_rows, -INFINITY);
-    std::fill_n(state.l, args.num_rows * 16, 0.0f);
-    std::fill_n(state.o, args.num_rows * args.d_v, 0.0f);
+    if (args.rotate_q > 0) args.rotate(state.q, args.num_rows * d_k / args.rotate_q, args.rotate_q);
+    if (state.q_sealed != state.q) {
+        std::copy_n(state.q, args.num_rows * d_k, state.q_sealed);
+        args.rotate(state.q_sealed, args.num_rows * d_k / args.sealed_k, args.sealed_k);
+    }
+    empty(state.seen, args.num_rows, d_v);
+    if (state.sealed.m != nullptr) empty(state.sealed, args.num_rows, d_v);
 }
 
 namespace {
 
-// Cells whose heads lie side by side are read ahead in the order of memory, each head a share of them; others row by row.
-attention_ahead ahead_of(const uint8_t * next, int64_t stride, int64_t row_bytes, int64_t head, int64_t num_heads) {
-    if (stride != row_bytes * num_heads) return {next, stride};
-    return {next - head * row_bytes + head * attention_block * row_bytes, row_bytes};
+// What to read ahead during a block: the next one. Cells whose heads lie side by side are read in the order of memory, each head a share
+// of them; others row by row.
+attention_ahead ahead_of(const attention_pages & from, int64_t block, int64_t num_blocks, int64_t head, int64_t num_heads) {
+    const attention_page & next = from.pages[block + 1 < num_blocks ? block + 1 : block];
+    const int64_t row_bytes = cell_row_bytes(next.cells->type, from.d);
+    if (is_coded(next.cells->type)) return {next.data, row_bytes};
+    if (from.stride != row_bytes * num_heads) return {next.data, from.stride};
+    return {next.data - head * row_bytes + head * attention_block * row_bytes, row_bytes};
 }
 
 } // namespace
 
-void attend_block(const attention_args & args, const attention_state & state, int64_t run, int64_t block, int64_t head, int64_t num_heads) {
+void attend_block(const attention_args & args, const attention_state & state, int64_t block, int64_t head, int64_t num_heads) {
     ALLOY_EXPECT(args.rotate_k == 0 && args.rotate_v == 0);
-    const attention_run & cells = args.runs[run];
-    const int64_t first = block * attention_block, n = std::min(attention_block, cells.num_cells - first);
-    const int64_t cell_block = (cells.first_cell + first) / attention_block;
-    const attention_tiles & tiles = *args.k_cells->tiles;
-    const uint8_t *k = cells.k + first * cells.stride_k, *v = cells.v + first * cells.stride_v;
-    const auto ahead = [&](const uint8_t * at, int64_t stride, const attention_cells & kernels, int64_t d) {
-        return ahead_of(at + attention_block * stride, stride, cell_row_bytes(kernels.type, d), head, num_heads);
-    };
-    const attention_ahead next_k = ahead(k, cells.stride_k, *args.k_cells, args.d_k), next_v = ahead(v, cells.stride_v, *args.v_cells, args.d_v);
+    const int64_t num_blocks = (args.num_cells + attention_block - 1) / attention_block, n = cells_of_block(args, block), d_k = args.k.d, d_v = args.v.d;
+    const attention_page &k = args.k.pages[block], &v = args.v.pages[block];
+    const attention_ahead next_k = ahead_of(args.k, block, num_blocks, head, num_heads), next_v = ahead_of(args.v, block, num_blocks, head, num_heads);
+    const float * q = is_coded(k.cells->type) ? state.q_sealed : state.q;
+    const attention_sums & sums = is_coded(v.cells->type) && state.sealed.m != nullptr ? state.sealed : state.seen;
     constexpr int64_t most = attention_tile;
     alignas(64) float s[most * attention_block], alpha[most];
     // Neighbours that see something are taken together; with several sequences in one cache most rows see nothing of most blocks.
-    const auto sees = [&](int64_t r) { return (args.rows[r].sight[cell_block] & sight_visible) != 0; };
+    const auto sees = [&](int64_t r) { return (args.rows[r].sight[block] & sight_visible) != 0; };
     for (int64_t r = 0, rows; r < args.num_rows; r += std::max<int64_t>(rows, 1)) {
         for (rows = 0; rows < most && r + rows < args.num_rows && sees(r + rows);) rows++;
         if (rows == 0) continue;
-        args.k_cells->scores(state.q + r * args.d_k, rows, args.d_k, k, cells.stride_k, n, next_k, s);
-        tiles.softmax(s, {args.rows + r, rows, cells.first_cell + first, n, args.softcap * log2_e, state.m + r, state.l + 16 * r, alpha});
-        args.v_cells->values(s, rows, args.d_v, v, cells.stride_v, n, next_v, alpha, state.o + r * args.d_v);
+        k.cells->scores(q + r * d_k, rows, d_k, k.data, stride_of(args.k, block), n, next_k, s);
+        args.tiles->softmax(s, {args.rows + r, rows, block * attention_block, n, args.softcap * log2_e, sums.m + r, sums.l + 16 * r, alpha});
+        v.cells->values(s, rows, d_v, v.data, stride_of(args.v, block), n, next_v, alpha, sums.o + r * d_v);
     }
 }
 
 int64_t attention_scratch_floats(int64_t num_rows, int64_t d_k, int64_t d_v) {
     attention_args sizes{};
     sizes.num_rows = num_rows;
-    sizes.d_k = d_k;
-    sizes.d_v = d_v;
+    sizes.k.d = d_k;
+    sizes.v.d = d_v;
     return tile_scratch(sizes, arena(nullptr)).floats;
 }
 
 attention_counts attend_tiles(const attention_args & args, const attention_state & state, float * scratch) {
-    const attention_tiles & tiles = *args.k_cells->tiles;
+    ALLOY_EXPECT((args.sealed_k == 0 || args.rotate_k == args.sealed_k) && (args.sealed_v == 0 || args.rotate_v == args.sealed_v));
+    const attention_tiles & tiles = *args.tiles;
+    const int64_t d_k = args.k.d, d_v = args.v.d;
+    const attention_sums & seen = state.seen;
     tile_scratch work(args, arena(scratch));
     packed_block & packed = work.packed;
     const int8_queries & q8 = work.queries;
     float *s = work.s, *alpha = work.alpha;
-    if (args.int8) tiles.quantize_queries(state.q, args.num_rows, args.d_k, q8);
+    if (args.int8) tiles.quantize_queries(state.q, args.num_rows, d_k, q8);
 
     attention_counts counts{};
-    for (const attention_run * run = args.runs; run < args.runs + args.num_runs; run++) {
-        for (int64_t block = 0; block * attention_block < run->num_cells; block++) {
-            packed.move_to(*run, block);
-            const int64_t first_cell = run->first_cell + block * attention_block, cell_block = first_cell / attention_block;
-            for (int64_t r = 0; r < args.num_rows; r += attention_tile) {
-                const int64_t rows = std::min(attention_tile, args.num_rows - r);
-                uint8_t sight = 0;
-                for (int64_t i = r; i < r + rows; i++) sight |= args.rows[i].sight[cell_block];
-                if ((sight & sight_visible) == 0) continue;
-                const attention_tile_rows tile{args.rows + r, rows, first_cell, packed.cells(), args.softcap * log2_e, state.m + r, state.l + 16 * r, alpha};
-                float * o = state.o + r * args.d_v;
-                bool int8 = args.int8 && (sight & sight_recent) == 0;
-                if (int8 && !is_safe(q8, r, rows, packed.keys(), packed.values())) {
-                    int8 = false;
-                    counts.unsafe_tiles++;
-                }
-                if (int8) {
-                    counts.int8_tiles++;
-                    tiles.int8_scores(q8, r, rows, args.d_k, packed.keys(), s);
-                    tiles.int8_softmax(s, q8.num_groups == 1 ? q8.scales + r : nullptr, tile, packed.values(), work.codes, work.weight);
-                    tiles.int8_values(work.codes, work.weight, rows, args.d_v, packed.values(), alpha, o);
-                } else {
-                    counts.f32_tiles++;
-                    tiles.tile_scores(state.q + r * args.d_k, rows, args.d_k, packed.key_panel(), s);
-                    tiles.softmax(s, tile);
-                    tiles.tile_values(s, rows, args.d_v, packed.value_panel(), alpha, o);
-                }
+    for (int64_t block = 0; block * attention_block < args.num_cells; block++) {
+        packed.move_to(block);
+        for (int64_t r = 0; r < args.num_rows; r += attention_tile) {
+            const int64_t rows = std::min(attention_tile, args.num_rows - r);
+            uint8_t sight = 0;
+            for (int64_t i = r; i < r + rows; i++) sight |= args.rows[i].sight[block];
+            if ((sight & sight_visible) == 0) continue;
+            const attention_tile_rows tile{args.rows + r,          rows,       block * attention_block, packed.cells(),
+                                           args.softcap * log2_e, seen.m + r, seen.l + 16 * r,         alpha};
+            float * o = seen.o + r * d_v;
+            bool int8 = args.int8 && (sight & sight_recent) == 0;
+            if (int8 && !is_safe(q8, r, rows, packed.keys(), packed.values())) {
+                int8 = false;
+                counts.unsafe_tiles++;
+            }
+            if (int8) {
+                counts.int8_tiles++;
+                tiles.int8_scores(q8, r, rows, d_k, packed.keys(), s);
+                tiles.int8_softmax(s, q8.num_groups == 1 ? q8.scales + r : nullptr, tile, packed.values(), work.codes, work.weight);
+                tiles.int8_values(work.codes, work.weight, rows, d_v, packed.values(), alpha, o);
+            } else {
+                counts.f32_tiles++;
+                tiles.tile_scores(state.q + r * d_k, rows, d_k, packed.key_panel(), s);
+                tiles.softmax(s, tile);
+                tiles.tile_values(s, rows, d_v, packed.value_panel(), alpha, o);
             }
         }
     }
     return counts;
 }
 
+namespace {
+
+// Some of the sums that a row is joined from.
+struct row_parts {
+    const attention_state * states;
+    int64_t num_states, row, d;
+    template <class F> void each(F f) const {
+        for (int64_t i = 0; i < num_states; i++) {
+            f(states[i].seen, false);
+            if (states[i].sealed.m != nullptr) f(states[i].sealed, true);
+        }
+    }
+    // Adds the outputs that are (not) turned, relative to m.
+    void add(bool turned, float m, float * out) const {
+        each([&](const attention_sums & sums, bool is_turned) {
+            if (is_turned != turned) return;
+            const float factor = std::exp2(sums.m[row] - m), *o = sums.o + row * d;
+            for (int64_t j = 0; j < d; j++) out[j] += factor * o[j];
+        });
+    }
+};
+
+} // namespace
+
 void attention_finish(const attention_args & args, const attention_state * states, int64_t num_states, int64_t begin, int64_t end) {
+    const int64_t d = args.v.d;
     for (int64_t r = begin; r < end; r++) {
         const attention_row & row = args.rows[r];
+        const row_parts parts{states, num_states, r, d};
         float m = row.sink * log2_e;
         bool empty = true; // no cell was seen; l is NaN where a NaN was
-        for (int64_t i = 0; i < num_states; i++) {
-            m = std::max(m, states[i].m[r]);
-            empty = empty && states[i].m[r] == -INFINITY && std::all_of(states[i].l + 16 * r, states[i].l + 16 * (r + 1), [](float x) { return x == 0; });
-        }
-        std::fill_n(row.out, args.d_v, 0.0f);
+        parts.each([&](const attention_sums & sums, bool) {
+            m = std::max(m, sums.m[r]);
+            empty = empty && sums.m[r] == -INFINITY && std::all_of(sums.l + 16 * r, sums.l + 16 * (r + 1), [](float x) { return x == 0; });
+        });
+        std::fill_n(row.out, d, 0.0f);
         if (empty) continue;
         if (m == -INFINITY) m = 0;
         float l = std::exp2(row.sink * log2_e - m);
-        for (int64_t i = 0; i < num_states; i++) {
-            const float factor = std::exp2(states[i].m[r] - m);
-            const float * o = states[i].o + r * args.d_v;
-            for (int64_t p = 0; p < 16; p++) l += factor * states[i].l[16 * r + p];
-            for (int64_t j = 0; j < args.d_v; j++) row.out[j] += factor * o[j];
+        parts.each([&](const attention_sums & sums, bool) {
+            const float factor = std::exp2(sums.m[r] - m);
+            for (int64_t p = 0; p < 16; p++) l += factor * sums.l[16 * r + p];
+        });
+        if (args.sealed_v > 0 && args.rotate_v == 0) {
+            parts.add(true, m, row.out);
+            args.rotate(row.out, d / args.sealed_v, args.sealed_v);
         }
-        for (int64_t j = 0; j < args.d_v; j++) row.out[j] /= l;
-        if (args.rotate_out > 0) args.rotate(row.out, args.d_v / args.rotate_out, args.rotate_out);
+        parts.add(false, m, row.out);
+        for (int64_t j = 0; j < d; j++) row.out[j] /= l;
+        if (args.rotate_out > 0) args.rotate(row.out, d / args.rotate_out, args.rotate_out);
     }
 }
 

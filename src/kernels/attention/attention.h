@@ -1,6 +1,7 @@
 // Family attention: softmax(Q K^T + mask) V over cells of any type, from one row of queries to whole prompts.
 #pragma once
 #include "base/isa.h"
+#include "formats/kv_codec.h"
 #include <cstddef>
 #include <cstdint>
 
@@ -12,6 +13,7 @@ enum class cell_type : uint8_t {
 #undef ALLOY_CELL_TYPE
     count
 };
+constexpr int coded_cells = -1; // host type of the codecs of sealed pages, of which the host knows nothing
 struct cell_traits {
     const char * name;
     int host_type;
@@ -23,6 +25,8 @@ constexpr cell_traits traits_of_cells[] = { // by cell_type
 #undef ALLOY_CELL_TYPE
 };
 const char * cell_type_name(cell_type type);
+cell_type cell_type_of_codec(kv_codec codec);
+bool is_coded(cell_type type); // a codec: pages of attention_block rows of codes, then a scale for each row (formats/kv_codec.h)
 bool cell_type_of_host(int host_type, cell_type & type); // false: no kernel reads this type
 int64_t cell_type_bytes(cell_type type);                 // of a block
 int64_t cell_row_bytes(cell_type type, int64_t d);       // 0: d is no whole number of blocks
@@ -53,19 +57,25 @@ struct attention_row {
     float sink;             // a logit without a cell; -inf: none
 };
 
-// Cells [first_cell, first_cell + num_cells) of one key and value head; first_cell is a multiple of attention_block.
-struct attention_run {
-    const uint8_t * k;
-    const uint8_t * v;
-    int64_t stride_k, stride_v; // bytes from cell to cell
-    int64_t first_cell, num_cells;
-};
-
 struct attention_tiles;
 struct attention_cells;
 
+// Where one block of cells of one head lies, and the kernels that read it.
+struct attention_page {
+    const uint8_t * data;
+    const attention_cells * cells;
+};
+
+// The cells of one key or value head, block by block. Blocks of a codec are sealed pages, dense; other cells lie `stride` bytes apart, and
+// only the last block may be shorter.
+struct attention_pages {
+    const attention_page * pages; // [(num_cells + 63) / 64]
+    int64_t d;
+    int64_t stride;
+};
+
 // CONTRACT attention
-//   Computes    for each row r, over the cells c of all runs that its mask does not hide:
+//   Computes    for each row r, over the cells c that its mask does not hide:
 //                 x[c] = scale * sum_i q[i] K[c][i]                       i in [0, d_k)
 //                 s[c] = (softcap ? softcap * tanh(x[c] / softcap) : x[c]) + slope * mask[c]
 //                 out[j] = sum_c exp(s[c]) V[c][j] / (sum_c exp(s[c]) + exp(sink))       j in [0, d_v); 0 when every cell is hidden
@@ -74,7 +84,8 @@ struct attention_cells;
 //   Alias       none
 //   Alignment   natural for what a type stores: 4 B f32, 2 B others; state and scratch 64 B
 //   Over-read   none; prefetched beyond
-//   Numerics    exact mode: f32 throughout. |error| <= 1e-5 max_c |V[c][j]| for logits |x| <= 64, at every number of cells.
+//   Numerics    exact mode: f32 throughout. |error| <= 1e-5 max_c |V[c][j]| for logits |x| <= 64, at every number of cells; where values
+//               are rotated, of the largest over j.
 //               INT8 mode (attend_tiles only): Q, K and V rounded to 8 bits, which wants them rotated; dots in int32 (no saturation),
 //               logits, sums and outputs in f32; P in 8 bits with a scale for each row and block of cells, which holds V's scale of
 //               each cell. avx2 has 7 bits for Q and P, neon_dotprod for P: int16 pairs and signed bytes leave no more.
@@ -84,11 +95,9 @@ struct attention_cells;
 //   Threads     a pure function of rows and cells; disjoint rows may run concurrently. `reproducible` for equal parts
 //   Never       allocates, locks, logs, throws, reads globals or the environment. Takes up to 32 KiB of stack
 struct attention_args {
-    const attention_cells * k_cells; // kernels of one instruction set
-    const attention_cells * v_cells;
-    int64_t d_k, d_v;
-    const attention_run * runs;
-    int64_t num_runs;
+    const attention_tiles * tiles; // kernels of one instruction set, as those of all pages
+    attention_pages k, v;
+    int64_t num_cells;
     const attention_row * rows;
     int64_t num_rows;
     float scale;
@@ -97,6 +106,9 @@ struct attention_args {
     // Walsh-Hadamard transforms of each so many neighbouring elements, a power of two from 16 on; 0: none. Queries and keys need the same,
     // values and output too: what comes rotated from outside needs none here. Cells are rotated by attend_tiles only.
     int64_t rotate_q, rotate_k, rotate_v, rotate_out;
+    // The transforms in which sealed pages differ from the other cells; 0: none. attend_block keeps both kinds of queries and sums;
+    // attend_tiles wants rotate_k and rotate_v to be the same then, and turns the other cells only.
+    int64_t sealed_k, sealed_v;
     // Orthonormal transform of each of `num` groups of n elements in place (rowwise hadamard); null where nothing is rotated.
     void (*rotate)(float * x, int64_t num, int64_t n);
 };
@@ -104,25 +116,39 @@ struct attention_args {
 // Standard deviation of a logit, from rounding Q and K, above which INT8 mode computes a block in f32.
 constexpr float attention_error_limit = 0.25f;
 
-// State of rows that are computed in parts, in memory of the caller.
-struct attention_state {
-    float * q; // [num_rows][d_k] times scale * log2(e)
+// What rows have seen so far.
+struct attention_sums {
     float * m; // [num_rows] the reference that exponents are taken from: their maximum; in units of log2
     float * l; // [num_rows][16] sums of 2^(s - m), in 16 parts
     float * o; // [num_rows][d_v] sums of 2^(s - m) V
 };
-int64_t attention_state_floats(int64_t num_rows, int64_t d_k, int64_t d_v);
-attention_state attention_state_at(float * memory, int64_t num_rows, int64_t d_k, int64_t d_v);
+
+// State of rows that are computed in parts, in memory of the caller.
+struct attention_state {
+    float * q;           // [num_rows][d_k] times scale * log2(e)
+    float * q_sealed;    // the same for sealed keys; q where these do not differ
+    attention_sums seen; // of all cells but
+    attention_sums sealed; // sealed values in their transform; no memory where these do not differ
+};
+struct attention_state_shape {
+    int64_t num_rows, d_k, d_v;
+    bool sealed_k, sealed_v; // sealed pages differ in a transform
+};
+inline attention_state_shape state_shape_of(const attention_args & args) {
+    return {args.num_rows, args.k.d, args.v.d, args.sealed_k > 0 && args.rotate_k == 0, args.sealed_v > 0 && args.rotate_v == 0};
+}
+int64_t attention_state_floats(const attention_state_shape & shape);
+attention_state attention_state_at(float * memory, const attention_state_shape & shape);
 
 // Empties the state and scales the queries.
 void attention_begin(const attention_args & args, const attention_state & state);
 
-// Adds block `block` (counted from the run's first cell) of run `run` to the state, reading the cells where they lie: for few rows.
+// Adds block `block` to the state, reading the cells where they lie: for few rows.
 // Call it block by block, in each for all heads: a token's heads are neighbours in memory, and each call reads ahead its part of the
 // next block, `head` of `num_heads` in the order of the calls.
-void attend_block(const attention_args & args, const attention_state & state, int64_t run, int64_t block, int64_t head, int64_t num_heads);
+void attend_block(const attention_args & args, const attention_state & state, int64_t block, int64_t head, int64_t num_heads);
 
-// Adds all runs to the state, from cells repacked into scratch once for all rows: for many rows.
+// Adds all cells to the state, from cells repacked into scratch once for all rows: for many rows.
 struct attention_counts {
     int64_t int8_tiles; // tiles (rows of one tile x one block) computed in INT8
     int64_t f32_tiles;  // in f32
@@ -150,7 +176,7 @@ struct attention_ahead {
 struct attention_cells {
     cell_type type;
     const attention_tiles * tiles;
-    // s[r][c] = sum_i q[r][i] K[c][i]. What is beyond n is undefined.
+    // s[r][c] = sum_i q[r][i] K[c][i]. What is beyond n is undefined. A page of a codec is read whole, n is attention_block.
     void (*scores)(const float * q, int64_t num_rows, int64_t d, const uint8_t * k, int64_t stride, int64_t n, const attention_ahead & next, float * s);
     // o[r][j] = o[r][j] * alpha[r] + sum_c p[r][c] V[c][j]; cells with p = 0 have no effect, whatever they hold.
     void (*values)(const float * p, int64_t num_rows, int64_t d, const uint8_t * v, int64_t stride, int64_t n, const attention_ahead & next,

@@ -94,12 +94,17 @@ struct vec : byte_vec {
     static reg from_signed(bytes x) {
         return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(x, x)))};
     }
-    static bytes set_bit4(bytes x, const uint8_t * bits) { // bit i of 16 bits into byte i
+    static bytes spread_bits(const uint8_t * bits) { // bit i of 16 bits as all bits of byte i
         uint16_t mask;
         __builtin_memcpy(&mask, bits, 2);
         const bytes spread = _mm_shuffle_epi8(_mm_set1_epi16(static_cast<int16_t>(mask)), _mm_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1));
         const bytes bit = _mm_set1_epi64x(static_cast<int64_t>(0x8040201008040201));
-        return _mm_or_si128(x, _mm_and_si128(_mm_cmpeq_epi8(_mm_and_si128(spread, bit), bit), _mm_set1_epi8(16)));
+        return _mm_cmpeq_epi8(_mm_and_si128(spread, bit), bit);
+    }
+    static bytes set_bit4(bytes x, const uint8_t * bits) { return _mm_or_si128(x, _mm_and_si128(spread_bits(bits), _mm_set1_epi8(16))); }
+    static bytes negate_where(bytes x, const uint8_t * bits) {
+        const bytes all = spread_bits(bits);
+        return _mm_sub_epi8(_mm_xor_si128(x, all), all);
     }
 
     // --- dot products where cells lie: 8 sums at a time

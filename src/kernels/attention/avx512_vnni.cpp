@@ -71,6 +71,11 @@ struct vec : byte_vec {
         __builtin_memcpy(&mask, bits, 2);
         return _mm_mask_add_epi8(x, mask, x, _mm_set1_epi8(16));
     }
+    static bytes negate_where(bytes x, const uint8_t * bits) { // bit i of 16 bits for byte i
+        uint16_t mask;
+        __builtin_memcpy(&mask, bits, 2);
+        return _mm_mask_sub_epi8(x, mask, _mm_setzero_si128(), x);
+    }
 
     // --- dot products where cells lie: 16 sums at a time
     static part no_sum() { return _mm512_setzero_ps(); }

@@ -44,16 +44,16 @@ struct scene {
     test::floats q, out, state, scratch;
     std::vector<uint8_t> sight;
     std::vector<std::vector<attention_row>> rows; // of each KV head
-    std::vector<attention_run> runs;
+    std::vector<std::vector<attention_page>> pages; // of each KV head, of K and then of V
     std::vector<attention_args> args;
     std::vector<attention_state> states;
     attention_counts counts{};
 
     scene(const shape & s, cell_type type)
-        : s(s), row(cell_row_bytes(type, s.d)), layer(row * s.kv_heads * s.cells),
+        : s(s), row(cell_row_bytes(type, s.d) + (is_coded(type) ? 2 : 0)), layer(row * s.kv_heads * s.cells),
           copies(s.tokens == 1 ? static_cast<int64_t>(beyond_caches) / (2 * layer) + 1 : 1), k(static_cast<size_t>(layer * copies)), v(static_cast<size_t>(layer * copies)),
           q(s.d * s.kv_heads * s.group * s.tokens), out(s.d * s.kv_heads * s.group * s.tokens),
-          state(s.kv_heads * attention_state_floats(s.group * s.tokens, s.d, s.d)), scratch(attention_scratch_floats(s.group * s.tokens, s.d, s.d)),
+          state(s.kv_heads * attention_state_floats(state_shape())), scratch(attention_scratch_floats(s.group * s.tokens, s.d, s.d)),
           sight(static_cast<size_t>(s.cells / attention_block), sight_visible) {
         fill(type, k, 1);
         fill(type, v, 2);
@@ -61,7 +61,7 @@ struct scene {
         const int64_t heads = s.kv_heads * s.group;
         for (int64_t i = 0; i < s.d * heads * s.tokens; i++) q.data[i] = static_cast<float>((i * 29) % 97 - 48) * 0.02f;
         rows.resize(static_cast<size_t>(s.kv_heads));
-        runs.resize(rows.size());
+        pages.resize(2 * rows.size());
         for (int64_t h = 0; h < s.kv_heads; h++) {
             for (int64_t token = 0; token < s.tokens; token++) {
                 for (int64_t g = 0; g < s.group; g++) {
@@ -69,10 +69,23 @@ struct scene {
                     rows[h].push_back({q.data + at, out.data + at, nullptr, sight.data(), 1, -INFINITY});
                 }
             }
-            args.push_back({nullptr, nullptr, s.d, s.d, &runs[h], 1, rows[h].data(), s.group * s.tokens, 1 / std::sqrt(static_cast<float>(s.d)), 0,
-                            s.int8, rotation, rotation, rotation, rotation, hadamard_in_place});
-            states.push_back(attention_state_at(state.data + h * attention_state_floats(s.group * s.tokens, s.d, s.d), s.group * s.tokens, s.d, s.d));
+            args.push_back({.tiles = nullptr, .k = {nullptr, s.d, row * s.kv_heads}, .v = {nullptr, s.d, row * s.kv_heads}, .num_cells = s.cells,
+                            .rows = rows[h].data(), .num_rows = s.group * s.tokens, .scale = 1 / std::sqrt(static_cast<float>(s.d)), .softcap = 0,
+                            .int8 = s.int8, .rotate_q = rotation, .rotate_k = rotation, .rotate_v = rotation, .rotate_out = rotation,
+                            .sealed_k = 0, .sealed_v = 0, .rotate = hadamard_in_place});
+            states.push_back(attention_state_at(state.data + h * attention_state_floats(state_shape()), state_shape()));
         }
+    }
+    attention_state_shape state_shape() const { return {s.group * s.tokens, s.d, s.d, false, false}; }
+
+    // Heads of a cell lie together, of sealed pages each has its own.
+    std::vector<attention_page> pages_at(uint8_t * layer_data, int64_t head, const attention_cells * kernels) const {
+        std::vector<attention_page> found;
+        for (int64_t block = 0; block < s.cells / attention_block; block++) {
+            const int64_t of_cells = block * attention_block * row * s.kv_heads, page = row * attention_block;
+            found.push_back({layer_data + of_cells + head * (is_coded(kernels->type) ? page : row), kernels});
+        }
+        return found;
     }
 
     static void fill(cell_type type, test::huge_bytes & bytes, uint64_t seed) {
@@ -84,6 +97,8 @@ struct scene {
             for (size_t i = 0; i < bytes.size / 8; i++) words[i] = (words[i] & kept) | exponent * 0x0001000100010001;
         } else if (type == cell_type::f32) {
             for (size_t i = 0; i < bytes.size / 8; i++) words[i] = (words[i] & 0x807fffff807fffff) | 0x3e8000003e800000;
+        } else if (is_coded(type)) { // small scales
+            for (size_t i = 0; i < bytes.size / 8; i++) words[i] &= 0x33ff33ff33ff33ff;
         } else {
             const size_t block = static_cast<size_t>(cell_row_bytes(type, 32));
             const uint16_t scale = 0x1800; // 1/512
@@ -96,14 +111,16 @@ struct scene {
 
     void run(const attention_cells * kernels, int64_t copy) {
         for (int64_t h = 0; h < s.kv_heads; h++) {
-            const int64_t at = copy % copies * layer + h * row;
-            runs[h] = {k.data + at, v.data + at, row * s.kv_heads, row * s.kv_heads, 0, s.cells};
-            args[h].k_cells = args[h].v_cells = kernels;
+            pages[2 * h] = pages_at(k.data + copy % copies * layer, h, kernels);
+            pages[2 * h + 1] = pages_at(v.data + copy % copies * layer, h, kernels);
+            args[h].tiles = kernels->tiles;
+            args[h].k.pages = pages[2 * h].data();
+            args[h].v.pages = pages[2 * h + 1].data();
             attention_begin(args[h], states[h]);
             if (s.tokens > 1) counts = attend_tiles(args[h], states[h], scratch.data);
         }
         for (int64_t b = 0; b * attention_block < s.cells && s.tokens == 1; b++) {
-            for (int64_t h = 0; h < s.kv_heads; h++) attend_block(args[h], states[h], 0, b, h, s.kv_heads);
+            for (int64_t h = 0; h < s.kv_heads; h++) attend_block(args[h], states[h], b, h, s.kv_heads);
         }
         for (int64_t h = 0; h < s.kv_heads; h++) attention_finish(args[h], &states[h], 1, 0, args[h].num_rows);
     }
@@ -135,10 +152,13 @@ void measure(const listed & row, const shape & s, double cycle) {
     test::timing t = {};
 #ifdef ALLOY_HOST_HEADERS
     static const test::stock_host host;
+    // Codecs are measured against f16, which they stand for.
+    const int host_type = is_coded(row.op) ? traits_of_cells[static_cast<int>(cell_type::f16)].host_type : traits_of_cells[static_cast<int>(row.op)].host_type;
+    scene stock(s, is_coded(row.op) ? cell_type::f16 : row.op);
     if (host.present) {
         int64_t copy = 0;
         test::stock_graph graph(host, static_cast<int>(repeats), [&](ggml_context * context) {
-            return m.stock_node(host, context, traits_of_cells[static_cast<int>(row.op)].host_type, copy++);
+            return stock.stock_node(host, context, host_type, copy++);
         });
         t = test::in_turn(ours, [&] { graph.run(); }, s.tokens == 1 ? 7 : 3);
     }

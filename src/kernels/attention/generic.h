@@ -83,10 +83,22 @@ template <cell_type type, int R>
     }
 }
 
+// The scales of a sealed page, 16 cells at a time.
+template <cell_type type> [[gnu::always_inline]] inline void load_scales(const uint8_t * page, int64_t d, reg (&scales)[block_regs]) {
+    ALLOY_UNROLL for (int i = 0; i < block_regs; i++) scales[i] = vec::from_halves(page + block * row_bytes<type>(d) + 32 * i);
+}
+
 template <cell_type type>
 void scores(const float * q, int64_t num_rows, int64_t d, const uint8_t * k, int64_t stride, int64_t n, const attention_ahead & next, float * s) {
-    ALLOY_EXPECT(n >= 1 && n <= block && d % 16 == 0);
+    ALLOY_EXPECT(n >= 1 && n <= block && d % 16 == 0 && (!has_codec<type> || n == block));
     for_rows<4>(num_rows, [&]<int R>(int64_t r) { score_rows<type, R>(q + r * d, d, k, stride, n, next, s + r * block); });
+    if constexpr (has_codec<type>) {
+        reg scales[block_regs];
+        load_scales<type>(k, d, scales);
+        for (int64_t r = 0; r < num_rows; r++, s += block) {
+            ALLOY_UNROLL for (int i = 0; i < block_regs; i++) vec::store(s + 16 * i, vec::mul(vec::load(s + 16 * i), scales[i]));
+        }
+    }
 }
 
 template <int R, int J> [[gnu::always_inline]] inline bool all_finite(const reg (&acc)[R][J]) {
@@ -160,14 +172,27 @@ template <cell_type type, int R>
 template <cell_type type>
 void values(const float * p, int64_t num_rows, int64_t d, const uint8_t * v, int64_t stride, int64_t n, const attention_ahead & next, const float * alpha,
             float * o) {
+    alignas(64) float scaled[has_codec<type> ? attention_tile * block : 1];
+    if constexpr (has_codec<type>) {
+        ALLOY_EXPECT(num_rows <= attention_tile && n == block);
+        reg scales[block_regs];
+        load_scales<type>(v, d, scales);
+        for (int64_t r = 0; r < num_rows; r++) {
+            ALLOY_UNROLL for (int i = 0; i < block_regs; i++) vec::store(scaled + r * block + 16 * i, vec::mul(vec::load(p + r * block + 16 * i), scales[i]));
+        }
+        p = scaled;
+    }
     for_rows<4>(num_rows, [&]<int R>(int64_t r) { value_rows<type, R>(p + r * block, d, v, stride, n, next, alpha + r, o + r * d); });
 }
 
 template <cell_type type> void expand(const uint8_t * cells, int64_t stride, int64_t n, int64_t d, float * out) {
     for (int64_t c = 0; c < n; c++) {
         const uint8_t * row = cells + c * stride;
+        reg scale = vec::set1(1);
+        if constexpr (has_codec<type>) scale = vec::set1_half(cells + block * row_bytes<type>(d) + 2 * c);
         for (int64_t g = 0; g < d / 16; g++) {
-            vec::store(out + c * d + 16 * g, g % 2 == 0 ? load16<type, 0>(row, g / 2) : load16<type, 1>(row, g / 2));
+            const reg x = g % 2 == 0 ? load16<type, 0>(row, g / 2) : load16<type, 1>(row, g / 2);
+            vec::store(out + c * d + 16 * g, has_codec<type> ? vec::mul(x, scale) : x);
         }
     }
     memset(out + n * d, 0, static_cast<size_t>((block - n) * d) * sizeof(float));

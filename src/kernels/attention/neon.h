@@ -104,10 +104,20 @@ struct vec {
     }
     static bytes low_nibbles(bytes x) { return vandq_u8(x, vdupq_n_u8(15)); }
     static bytes high_nibbles(bytes x) { return vshrq_n_u8(x, 4); }
-    static bytes set_bit4(bytes x, const uint8_t * bits) { // bit i of 16 bits into byte i
+    static bytes spread_bits(const uint8_t * bits) { // bit i of 16 bits as all bits of byte i
         const uint8x16_t bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201));
-        const uint8x16_t spread = vcombine_u8(vdup_n_u8(bits[0]), vdup_n_u8(bits[1]));
-        return vorrq_u8(x, vandq_u8(vtstq_u8(spread, bit), vdupq_n_u8(16)));
+        return vtstq_u8(vcombine_u8(vdup_n_u8(bits[0]), vdup_n_u8(bits[1])), bit);
+    }
+    static bytes set_bit4(bytes x, const uint8_t * bits) { return vorrq_u8(x, vandq_u8(spread_bits(bits), vdupq_n_u8(16))); }
+    static bytes negate_where(bytes x, const uint8_t * bits) {
+        const bytes all = spread_bits(bits);
+        return vsubq_u8(veorq_u8(x, all), all);
+    }
+    static bytes from_words(uint64_t low, uint64_t high) { return vreinterpretq_u8_u64(vcombine_u64(vcreate_u64(low), vcreate_u64(high))); }
+    // Levels -63, -61 .. 63 of six-bit codes.
+    static bytes odd_levels(bytes nibbles, bytes high) {
+        const bytes code = vorrq_u8(nibbles, vshlq_n_u8(high, 4));
+        return vsubq_u8(vaddq_u8(code, code), vdupq_n_u8(63));
     }
     static bytes look_up(const int8_t * table, bytes x) { return vqtbl1q_u8(vreinterpretq_u8_s8(vld1q_s8(table)), x); }
 

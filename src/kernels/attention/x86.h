@@ -12,6 +12,13 @@ struct byte_vec {
         return _mm_shuffle_epi8(_mm_load_si128(reinterpret_cast<const __m128i *>(table)), x);
     }
 
+    static bytes from_words(uint64_t low, uint64_t high) { return _mm_set_epi64x(static_cast<int64_t>(high), static_cast<int64_t>(low)); }
+    // Levels -63, -61 .. 63 of six-bit codes.
+    static bytes odd_levels(bytes nibbles, bytes high) {
+        const bytes code = _mm_or_si128(nibbles, _mm_slli_epi16(high, 4));
+        return _mm_sub_epi8(_mm_add_epi8(code, code), _mm_set1_epi8(63));
+    }
+
     // 4 rows of d codes -> [d][4]
     static void interleave4(const int8_t * rows, int64_t d, int8_t * out) {
         for (int64_t i = 0; i < d; i += 16) {
