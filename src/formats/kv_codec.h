@@ -50,9 +50,10 @@ static constexpr int64_t kv_codec_row_bytes(kv_codec codec, int64_t d) { return 
 static constexpr int64_t kv_codec_page_bytes(kv_codec codec, int64_t d) { return kv_page_cells * (kv_codec_row_bytes(codec, d) + 2); }
 static constexpr bool kv_codec_fits(int64_t d) { return d % 32 == 0; }
 
-// Encodes and decodes one page: the definition of the format, and of how well a scale is to be chosen. Scales: i8 max|x| / 127; z6
-// max|x| / 31.5 times 1 - 0.028 k, k in 0..24, n rms times 1 + 0.04 k, k in -6..10 (over the outermost of the ideal levels), the k of least squared
-// error; then the least-squares scale of these codes. False: a number is NaN or Inf, and the page is undefined.
+// Encodes and decodes one page: the definition of the format, and of how well a scale is to be chosen. Scales tried: i8 max|x| / 127; z6
+// max|x| / 63 times 1 - 0.028 k, k in 0..24; n max|x| / 127, so that what was decoded encodes to itself, and rms times 1 + 0.04 k, k in -6..10,
+// over 127 for the outermost of the ideal levels. Codes are those of the least squared error, the scale stored is the best for them.
+// False: a number is NaN or Inf, or so large that f16 does not hold the scale, and the page is undefined.
 bool kv_codec_encode(kv_codec codec, const float * rows, int64_t d, uint8_t * page); // rows [64][d]
 void kv_codec_decode(kv_codec codec, const uint8_t * page, int64_t d, float * rows);
 

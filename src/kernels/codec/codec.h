@@ -15,8 +15,9 @@ namespace alloy {
 //   Alias       none
 //   Alignment   rows 4 B, page 2 B
 //   Over-read   none
-//   Numerics    the squared error of a row is at most 1.02 times what kv_codec_encode() reaches (i8: 1.0001), and 1.01 times over many
-//               rows. A row of zeros, or too small for an f16 scale, has scale 0.
+//   Numerics    the squared error of a page is at most 1.01 times what kv_codec_encode() reaches, that of a row 1.5 times: a short row
+//               feels to which of two levels rounding sends a number between them. A row of zeros, or too small for an f16 scale,
+//               has scale 0
 //               What was decoded encodes to itself: the same codes for every row whose scale is a normal f16, also through rounding to f16
 //               and a Hadamard transform there and back
 //   Threads     a pure function of its rows; `reproducible`
@@ -28,7 +29,7 @@ struct encode_args {
     uint8_t * page;     // kv_codec_page_bytes(codec, d)
 };
 
-// False: a number is NaN or Inf, and the page is undefined.
+// False: a number is NaN or Inf, or too large for an f16 scale, and the page is undefined.
 using codec_kernel = bool (*)(const encode_args &);
 
 #define ALLOY_KERNEL(codec, isa) bool encode_##codec##_##isa(const encode_args & args);
