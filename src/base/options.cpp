@@ -41,6 +41,16 @@ bool is_choice(std::string_view value, std::string_view choices) {
     return false;
 }
 
+// One of the choices, or a number like 0.30 within the range "low-high" that comes last.
+bool is_choice_or_share(const std::string & value, std::string_view choices) {
+    const size_t last = choices.rfind('|');
+    if (is_choice(value, choices.substr(0, last))) return true;
+    if (value.size() < 3 || value.size() > 8 || value.compare(0, 2, "0.") != 0 || value.find_first_not_of("0123456789", 2) != std::string::npos) return false;
+    const std::string range(choices.substr(last + 1));
+    const double share = std::strtod(value.c_str(), nullptr), low = std::strtod(range.c_str(), nullptr);
+    return share >= low && share <= std::strtod(range.c_str() + range.find('-') + 1, nullptr);
+}
+
 // A whole number within "low-high"; nothing else around it.
 bool is_number(const std::string & value, const char * range, uint64_t & number) {
     if (value.empty() || value.size() > 18 || value.find_first_not_of("0123456789") != std::string::npos) return false;
@@ -58,11 +68,13 @@ bool read_options(std::string & complaint) {
     for (int i = 0; i < num_options; i++) {
         const char * set = std::getenv(table[i].variable);
         if (set == nullptr || *set == 0) continue;
-        const bool choice = std::strcmp(table[i].kind, "choice") == 0;
-        const bool good = choice ? is_choice(set, table[i].values) : is_number(set, table[i].values, read.numbers[i]);
+        const bool choice = std::strcmp(table[i].kind, "choice") == 0, or_share = std::strcmp(table[i].kind, "choice_or_share") == 0;
+        const bool good = choice      ? is_choice(set, table[i].values)
+                          : or_share ? is_choice_or_share(set, table[i].values)
+                                     : is_number(set, table[i].values, read.numbers[i]);
         if (!good) {
             complaint = std::string(table[i].variable) + ": got '" + std::string(set).substr(0, 64) + "', expected " +
-                        (choice ? "one of " : "a whole number in ") + table[i].values;
+                        (choice || or_share ? "one of " : "a whole number in ") + table[i].values;
             return false;
         }
         read.texts[i] = set;
@@ -72,6 +84,10 @@ bool read_options(std::string & complaint) {
 }
 
 const std::string & text_of(option which) { return values().texts[static_cast<int>(which)]; }
+double share_of(option which) {
+    const std::string & text = text_of(which);
+    return text[0] == '0' ? std::strtod(text.c_str(), nullptr) : 0;
+}
 uint64_t number_of(option which) { return values().numbers[static_cast<int>(which)]; }
 
 } // namespace alloy

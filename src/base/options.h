@@ -27,6 +27,7 @@ bool read_options(std::string & complaint);
 
 const std::string & text_of(option which);
 uint64_t number_of(option which); // count, mebibytes, flag
+double share_of(option which);    // choice_or_share; 0 for a choice
 inline bool is_on(option which) { return text_of(which) == "on" || text_of(which) == "1"; }
 
 } // namespace alloy

@@ -10,6 +10,7 @@ namespace alloy::os {
 // --- virtual memory: sizes in bytes, rounded up to pages by the callee; null or false on failure, never an exception -------------
 size_t page_bytes();
 void * reserve(size_t bytes);                      // an address range without memory behind it
+void * reserve_aligned(size_t bytes, size_t alignment); // at a multiple of `alignment`, a power of two
 bool commit(void * address, size_t bytes);         // makes part of a reserved range readable and writable, zero-filled
 void * allocate(size_t bytes);                     // reserve + commit + advise_huge
 void advise_huge(void * address, size_t bytes);    // asks for huge pages; where there are none, ordinary ones serve

@@ -139,6 +139,15 @@ void * reserve(size_t bytes) {
     return address == MAP_FAILED ? nullptr : address;
 }
 
+void * reserve_aligned(size_t bytes, size_t alignment) {
+    auto * address = static_cast<char *>(reserve(bytes + alignment));
+    if (address == nullptr) return nullptr;
+    const size_t before = round_up(reinterpret_cast<uintptr_t>(address), alignment) - reinterpret_cast<uintptr_t>(address);
+    if (before > 0) release(address, before);
+    release(address + before + round_up(bytes, page_bytes()), alignment - before);
+    return address + before;
+}
+
 bool commit(void * address, size_t bytes) {
     const auto begin = reinterpret_cast<uintptr_t>(address) / page_bytes() * page_bytes();
     const auto end = round_up(reinterpret_cast<uintptr_t>(address) + bytes, page_bytes());

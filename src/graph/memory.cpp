@@ -14,7 +14,12 @@ namespace {
 
 const host::buffer_type * own_buffer_type = nullptr;
 
-size_t aligned(size_t bytes) { return (bytes + tensor_alignment - 1) / tensor_alignment * tensor_alignment; }
+// Bytes of a tensor's place. Cells give memory back page by page, so that a cache shares no page with another.
+size_t place_of(const host::tensor * t) {
+    kv::cache_name name;
+    const size_t alignment = kv::parse_cache_name(t->name, name) ? os::page_bytes() : tensor_alignment;
+    return (weights::weight_set::bytes_for(t) + alignment - 1) / alignment * alignment;
+}
 
 bool is_ours_to_place(const host::tensor * t) { return t->data == nullptr && t->view_src == nullptr; }
 
@@ -74,7 +79,7 @@ std::unique_ptr<memory> memory::plain(size_t bytes) {
 size_t memory::bytes_for(host::tensor ** tensors, int n) {
     size_t total = 0;
     for (int i = 0; i < n; i++) {
-        if (is_ours_to_place(tensors[i])) total += aligned(weights::weight_set::bytes_for(tensors[i]));
+        if (is_ours_to_place(tensors[i])) total += place_of(tensors[i]);
     }
     return total;
 }
@@ -97,7 +102,7 @@ std::unique_ptr<memory> memory::for_tensors(host::tensor ** tensors, int n) {
         for (int i = 0; i < n; i++) {
             if (!is_ours_to_place(tensors[i]) || m->weights_.needs_memory(tensors[i]) != with_memory) continue;
             m->offsets_[i] = next;
-            next += aligned(weights::weight_set::bytes_for(tensors[i]));
+            next += place_of(tensors[i]);
         }
         if (with_memory) m->committed_ = next;
     }
@@ -128,21 +133,14 @@ bool memory::place(host::buffer * buffer, host::tensor ** tensors, int n) {
             if (host.ggml_backend_tensor_alloc(buffer, t, address) != host::status_success) return false;
             kv::cache_name name;
             if (purpose_ == purpose::kv && kv::parse_cache_name(t->name, name)) {
-                caches_.push_back(std::make_unique<kv::cache_tensor>(*t, address, host.ggml_nbytes(t)));
+                caches_.add(*t, address, host.ggml_nbytes(t));
             }
         } else if (t->view_src != nullptr && t->buffer == nullptr) {
             if (host.ggml_backend_view_init(t) != host::status_success) return false;
         }
     }
-    std::sort(caches_.begin(), caches_.end(), [](const auto & a, const auto & b) { return a->address() < b->address(); });
+    caches_.sort();
     return weights_.place();
-}
-
-kv::cache_tensor * memory::find_cache(uintptr_t address) {
-    auto after = std::upper_bound(caches_.begin(), caches_.end(), address, [](uintptr_t a, const auto & c) { return a < c->address(); });
-    if (after == caches_.begin()) return nullptr;
-    kv::cache_tensor * c = std::prev(after)->get();
-    return address < c->address() + c->bytes() ? c : nullptr;
 }
 
 bool memory::admit(const host::tensor * t, const char * what, size_t offset, size_t bytes) {
@@ -208,7 +206,7 @@ void memory::clear(uint8_t value) {
         return;
     }
     if (value == 0) {
-        for (auto & c : caches_) c->clear();
+        caches_.clear();
         if (purpose_ == purpose::kv) return; // pages outside the caches' views were never written
     }
     if (committed_ == 0) return;

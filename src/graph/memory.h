@@ -39,7 +39,7 @@ class memory {
     bool copy(const host::tensor * from, const memory & source, const host::tensor * to);
 
     weights::weight * find_weight(const host::tensor * t) { return weights_.find(reinterpret_cast<uintptr_t>(t->data)); }
-    kv::cache_tensor * find_cache(uintptr_t address);
+    kv::cache_tensor * find_cache(uintptr_t address) { return caches_.find(address); }
     weights::weight_set & weights() { return weights_; }
 
     // True once after a refused access, then false again.
@@ -56,7 +56,7 @@ class memory {
     size_t committed_ = 0; // the rest is address range only
     std::vector<size_t> offsets_; // of the tensors of for_tensors(), SIZE_MAX: not ours to place
     weights::weight_set weights_;
-    std::vector<std::unique_ptr<kv::cache_tensor>> caches_; // sorted by address
+    kv::store caches_{kv::wanted_policy()};
     std::atomic<bool> refused_{false};
 };
 

@@ -1,5 +1,6 @@
 // A plan: what to do for one graph, decided once and then only run.
 #pragma once
+#include "graph/cache_use.h"
 #include "graph/memory.h"
 #include "host/abi_v3.h"
 #include "ops/attention.h"
@@ -86,6 +87,7 @@ struct plan {
     std::vector<step> steps;
     std::vector<index_check> checks;          // prologue
     std::vector<memory *> memories;           // whose refused accesses fail the run
+    std::unique_ptr<cache_use> caches = std::make_unique<cache_use>();
     int64_t tokens = 0;
     int delegated_nodes = 0;
     int rule_misses = 0;

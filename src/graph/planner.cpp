@@ -86,6 +86,7 @@ plan planner::make() {
         if (taken == 0) taken = delegate(i);
         i += taken;
     }
+    add_seal_step();
     drop_barriers();
     plan_.rule_misses = misses_;
     return std::move(plan_);
@@ -98,7 +99,14 @@ void planner::look_at(const tensor * node) {
     }
     switch (host::op_of(node)) {
         case op::get_rows: check_indices(node, node->src[1], node->src[0]->ne[1]); break;
-        case op::set_rows: check_indices(node, node->src[1], node->ne[1]); break;
+        case op::set_rows:
+            check_indices(node, node->src[1], node->ne[1]);
+            look_at_cache_write(node);
+            break;
+        case op::rope:
+            if (plan_.caches->positions == nullptr && node->src[1]->type == host::type_i32 && produced_.count(root_of(node->src[1])) == 0)
+                plan_.caches->positions = node->src[1];
+            break;
         case op::mul_mat_id: check_indices(node, node->src[2], node->src[0]->ne[2]); break;
         case op::mul_mat:
             if (node->src[0]->ne[2] == 1) plan_.tokens = std::max(plan_.tokens, node->ne[1]);
@@ -265,6 +273,8 @@ bool planner::may_join(const ops::row_call & call, const tensor * node, const st
 
 size_t planner::delegate(size_t i) {
     tensor * node = prepare(live_[i]);
+    const std::vector<kv::cache_tensor *> opened = caches_to_open(live_[i]);
+    for (const kv::cache_tensor * cache : opened) add_cache_step(true, *cache);
     if (plan_.steps.empty() || plan_.steps.back().run != nullptr) {
         plan_.steps.emplace_back();
         plan_.steps.back().label = "host";
@@ -276,6 +286,7 @@ size_t planner::delegate(size_t i) {
         if (source != nullptr && source->data != nullptr) s.reads.push_back(range_of(source));
     }
     s.writes.push_back(range_of(live_[i]));
+    for (const kv::cache_tensor * cache : opened) add_cache_step(false, *cache);
     plan_.delegated_nodes++;
     return 1;
 }
@@ -289,16 +300,13 @@ bool planner::repacked_kernel_takes(const tensor * node) {
     return which == op::mul_mat_id || columns->ne[1] < 4 || columns->nb[1] == static_cast<size_t>(columns->ne[0]) * sizeof(float);
 }
 
-// The node as the host shall see it: shadows in place of weights, caches as plain rows.
+// The node as the host shall see it: shadows or rows in place of weights.
 tensor * planner::prepare(tensor * node) {
     tensor * prepared = node;
     for (int s = 0; s < host::max_src; s++) {
         const tensor * source = node->src[s];
         memory * m = source != nullptr ? memory_of(source) : nullptr;
         if (m == nullptr) continue;
-        if (kv::cache_tensor * cache = m->find_cache(reinterpret_cast<uintptr_t>(source->data))) {
-            if (!cache->materialise()) fail(source, "no memory for its cache as plain rows");
-        }
         weights::weight * w = m->find_weight(source);
         if (w != nullptr && w->where == weights::layout::packed) {
             const void * rows = m->weights().plain_rows(*w);
@@ -319,9 +327,6 @@ tensor * planner::prepare(tensor * node) {
         clone_of(node, prepared)->src[s] = &w->shadow;
     }
     if (packed_weight(node) != nullptr) fail(node, "a packed weight cannot be written by a graph");
-    if (kv::cache_tensor * cache = cache_of(node)) {
-        if (!cache->materialise()) fail(node, "no memory for its cache as plain rows");
-    }
     return prepared;
 }
 

@@ -34,6 +34,14 @@ class planner {
     kv::cache_tensor * cache_of(const tensor * t) const;
     bool touches_cache(const tensor * node) const;
 
+    // --- caches (planner_caches.cpp)
+    void look_at_cache_write(const tensor * node);
+    void look_at_cache_read(const tensor * cells);
+    bool only_shifts_cells() const;
+    std::vector<kv::cache_tensor *> caches_to_open(const tensor * node);
+    void add_cache_step(bool open, const kv::cache_tensor & cache);
+    void add_seal_step();
+
     // --- fusion: how many nodes each takes, 0 for none
     size_t fuse(size_t i);
 #define ALLOY_RULE(name, help) size_t rule_##name(size_t i);
@@ -66,7 +74,7 @@ class planner {
     size_t run_attention_node(size_t i);
     bool add_attention(std::vector<tensor *> nodes, const tensor * out, int64_t rotate_out);
     static size_t bytes_of(const ops::attention_memory & m) { return static_cast<size_t>(m.floats) * sizeof(float); }
-    kv::kv_view cells_of(const tensor * t) const;
+    kv::kv_view cells_of(const tensor * t);
     void make_attention_memory();
     const ops::mask_map * mask_map_for(const tensor * node);
     static byte_range sight_range(const ops::mask_map & map);

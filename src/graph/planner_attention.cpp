@@ -103,8 +103,9 @@ bool planner::add_attention(std::vector<tensor *> nodes, const tensor * out, int
     return true;
 }
 
-kv::kv_view planner::cells_of(const tensor * t) const {
-    const kv::cache_tensor * cache = cache_of(t);
+kv::kv_view planner::cells_of(const tensor * t) {
+    look_at_cache_read(t);
+    kv::cache_tensor * cache = cache_of(t);
     return cache != nullptr ? cache->view(*t) : kv::plain_view(*t);
 }
 

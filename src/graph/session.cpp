@@ -155,6 +155,7 @@ bool session::prologue(const plan & p) const {
         good = false;
     }
     for (const index_check & check : p.checks) good = good && index_in_range(check);
+    if (good) p.caches->prepare();
     return good;
 }
 

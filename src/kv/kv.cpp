@@ -1,7 +1,6 @@
 #include "kv/kv.h"
 
-#include "base/os.h"
-
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
@@ -25,43 +24,6 @@ bool is_state_name(const char * name) {
     return std::strncmp(name, "cache_r_l", 9) == 0 || std::strncmp(name, "cache_s_l", 9) == 0;
 }
 
-cache_tensor::cache_tensor(const host::tensor & declared, void * address, size_t bytes)
-    : type_(declared.type), address_(reinterpret_cast<uintptr_t>(address)), bytes_(bytes) {
-    parse_cache_name(declared.name, name_);
-}
-
-void cache_tensor::write(const void * data, size_t offset, size_t bytes) {
-    std::memcpy(reinterpret_cast<void *>(address_ + offset), data, bytes);
-}
-
-void cache_tensor::read(void * data, size_t offset, size_t bytes) const {
-    std::memcpy(data, reinterpret_cast<const void *>(address_ + offset), bytes);
-}
-
-void cache_tensor::fill(uint8_t value, size_t offset, size_t bytes) {
-    std::memset(reinterpret_cast<void *>(address_ + offset), value, bytes);
-}
-
-void cache_tensor::clear() {
-    // Whole pages go back to the system and read as zero again; the ragged ends are shared with neighbours and are zeroed by hand.
-    const uintptr_t page = os::page_bytes(), end = address_ + bytes_;
-    const uintptr_t first = (address_ + page - 1) / page * page, last = end / page * page;
-    if (first >= last || !os::drop_pages(reinterpret_cast<void *>(address_), bytes_)) {
-        fill(0, 0, bytes_);
-        return;
-    }
-    fill(0, 0, first - address_);
-    fill(0, last - address_, end - last);
-}
-
-bool cache_tensor::copy_from(const cache_tensor & source, size_t source_offset, size_t offset, size_t bytes) {
-    if (source.type_ != type_) return false;
-    std::memmove(reinterpret_cast<void *>(address_ + offset), reinterpret_cast<const void *>(source.address_ + source_offset), bytes);
-    return true;
-}
-
-bool cache_tensor::materialise() { return true; } // plain rows always are
-
 kv_view plain_view(const host::tensor & t) {
     kv_view v{{}, t.ne[0], t.ne[2], t.ne[3], t.ne[1], static_cast<int64_t>(t.nb[1]), false, nullptr, (t.ne[1] + attention_block - 1) / attention_block, {}};
     cell_type_of_host(t.type, v.declared);
@@ -77,6 +39,23 @@ kv_view plain_view(const host::tensor & t) {
     return v;
 }
 
-kv_view cache_tensor::view(const host::tensor & t) const { return plain_view(t); }
+void store::add(const host::tensor & declared, void * address, size_t bytes) {
+    caches_.push_back(std::make_unique<cache_tensor>(declared, address, bytes, policy_, arena_));
+}
+
+void store::sort() {
+    std::sort(caches_.begin(), caches_.end(), [](const auto & a, const auto & b) { return a->address() < b->address(); });
+}
+
+cache_tensor * store::find(uintptr_t address) {
+    auto after = std::upper_bound(caches_.begin(), caches_.end(), address, [](uintptr_t a, const auto & c) { return a < c->address(); });
+    if (after == caches_.begin()) return nullptr;
+    cache_tensor * c = std::prev(after)->get();
+    return address < c->address() + c->bytes() ? c : nullptr;
+}
+
+void store::clear() {
+    for (auto & c : caches_) c->clear();
+}
 
 } // namespace alloy::kv

@@ -1,14 +1,17 @@
 // The KV store: every cache tensor is written, read, saved, restored, copied and cleared through here.
 //
-// This is the plain implementation: rows of the declared type at the tensor's own address, with memory only behind the pages that
-// were written. Paged and compressed stores replace the inside of cache_tensor, not its users.
+// Cells lie as rows of the declared type at the tensor's own address, with memory only behind the pages that were written. A lossy policy
+// seals blocks of 64 cells that are full and not recent: each head becomes a page of a codec (formats/kv_codec.h) in an arena, and the rows' memory goes
+// back to the system. Whoever wants rows again, for a write, a read or an operation of the host, gets them opened.
 #pragma once
 #include "host/abi_v3.h"
 #include "kernels/attention/attention.h"
+#include "kv/page_arena.h"
+#include "kv/policy.h"
+
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <string>
 #include <vector>
 
 namespace alloy::kv {
@@ -40,15 +43,28 @@ struct kv_view {
 // The view of a [d, cells, heads, streams] tensor that lies in memory as it is described. Its type must have kernels.
 kv_view plain_view(const host::tensor & t);
 
+// Cells of one block that a graph or the host writes.
+struct block_write {
+    int64_t block;   // of the whole tensor
+    uint64_t cells;  // bit c: cell c
+    uint64_t sinks;  // of these
+};
+
 class cache_tensor {
   public:
-    cache_tensor(const host::tensor & declared, void * address, size_t bytes);
+    cache_tensor(const host::tensor & declared, void * address, size_t bytes, const policy & wanted, page_arena & arena);
+    ~cache_tensor();
+    cache_tensor(const cache_tensor &) = delete;
+    cache_tensor & operator=(const cache_tensor &) = delete;
 
     uintptr_t address() const { return address_; }
     size_t bytes() const { return bytes_; }
+    size_t row_bytes() const { return row_bytes_; }
+    int64_t num_rows() const { return num_rows_; } // cells of all streams
+    int64_t num_streams() const { return static_cast<int64_t>(streams_.size()); }
     const cache_name & name() const { return name_; }
 
-    // Host accesses to bytes [offset, offset + bytes), in the declared type; already bounds-checked.
+    // --- host accesses to bytes [offset, offset + bytes), in the declared type; already bounds-checked
     void write(const void * data, size_t offset, size_t bytes);
     void read(void * data, size_t offset, size_t bytes) const;
     void fill(uint8_t value, size_t offset, size_t bytes);
@@ -56,17 +72,91 @@ class cache_tensor {
     // Copies a range of another cache tensor of the same row layout. False: not possible without going through rows.
     bool copy_from(const cache_tensor & source, size_t source_offset, size_t offset, size_t bytes);
 
-    // Rows of the declared type at the tensor's own address, for nodes that the host runs. False: memory is short.
-    bool materialise();
+    // --- operations of the host on rows at the tensor's own address
+    void keep_plain(const char * why); // for good
+    bool is_plain() const { return plain_; }
+    // Opens and seals again what was open, the share of one of num_threads threads.
+    void open_share(int thread, int num_threads);
+    void seal_share(int thread, int num_threads);
 
+    // --- graphs
     // The view that a [d, cells, heads, streams] tensor over this cache (permuted as FLASH_ATTN_EXT wants it) describes.
-    kv_view view(const host::tensor & t) const;
+    kv_view view(const host::tensor & t);
+    // Before rows are written: opens their blocks.
+    void expect(const std::vector<block_write> & writes);
+    // The graph's cells of this stream end here: what lies beyond is not used by anybody.
+    void trim(int64_t stream, int64_t cells);
+    // Whether blocks are full and older than `window` rows of their stream; seal() seals them.
+    bool has_sealable(int64_t window) const;
+    void seal(int64_t window);
 
   private:
+    static constexpr int64_t block_cells = attention_block;
+    struct block {
+        uint64_t written = 0; // bit c: cell c holds a row
+        uint64_t sinks = 0;   // of these those that begin a sequence
+        uint64_t age = 0;     // rows written to the stream until the last of these
+        bool sealed = false;
+        bool opened = false;  // by open_share(), to be sealed again
+        bool listed = false;  // in open_
+        bool stuck = false;   // could not be sealed
+    };
+    struct stream {
+        uint64_t rows = 0; // written so far
+        int64_t top = 0;   // blocks from here on hold nothing
+    };
+    bool learn_heads(const host::tensor & t);
+    bool is_sealable(const block & b, int64_t window) const;
+    int64_t stream_of(int64_t block) const { return block / blocks_a_stream_; }
+    uint8_t * rows_of(int64_t block) const { return reinterpret_cast<uint8_t *>(address_) + static_cast<size_t>(block * block_cells) * row_bytes_; }
+    attention_page & page(int64_t block, int64_t head);
+    const attention_page & page(int64_t block, int64_t head) const { return const_cast<cache_tensor *>(this)->page(block, head); }
+    size_t block_bytes() const { return row_bytes_ * block_cells; }
+
+    void make_writable(int64_t block, bool all_of_it);
+    void note_write(const block_write & w);
+    bool seal_block(int64_t block);
+    void decode_block(int64_t block, uint8_t * rows) const; // 64 rows of the declared type
+    void open_block(int64_t block);
+    bool copy_pages(const cache_tensor & source, int64_t from, int64_t to);
+    void free_pages(int64_t block);
+    void drop_block(int64_t block);
+    void drop_rows(int64_t block);
+    bool holds_rows(int64_t block) const { return !blocks_[static_cast<size_t>(block)].sealed && blocks_[static_cast<size_t>(block)].written != 0; }
+    // Calls f(block, first row in it, rows, offset in the data) for the blocks of a byte range, rows cut by it included.
+    template <class F> void each_block(size_t offset, size_t bytes, F f) const;
+
     int type_;
     uintptr_t address_;
-    size_t bytes_;
+    size_t bytes_, row_bytes_;
+    int64_t num_rows_, blocks_a_stream_;
     cache_name name_;
+    policy policy_;
+    page_arena & arena_;
+    bool whole_blocks_; // no block has cells of two streams
+    bool plain_;        // rows for good
+
+    int64_t d_ = 0, heads_ = 0, rotation_ = 0;  // known once attention has shown them
+    std::vector<attention_page> pages_;         // [streams][heads][blocks_a_stream]
+    std::vector<block> blocks_;
+    std::vector<stream> streams_;
+    std::vector<int32_t> open_;                 // blocks that hold rows and may be sealed some day
+};
+
+// The cache tensors of one buffer.
+class store {
+  public:
+    explicit store(const policy & wanted) : policy_(wanted) {}
+    void add(const host::tensor & declared, void * address, size_t bytes);
+    void sort(); // after the last add()
+    cache_tensor * find(uintptr_t address);
+    void clear();
+    bool empty() const { return caches_.empty(); }
+
+  private:
+    policy policy_;
+    page_arena arena_;
+    std::vector<std::unique_ptr<cache_tensor>> caches_; // sorted by address
 };
 
 } // namespace alloy::kv

@@ -1,5 +1,7 @@
 #include "fake_ggml.h"
 
+#include "../support/gguf_reference.h"
+
 #include "host/symbols.h"
 
 #include <cstdarg>
@@ -218,6 +220,12 @@ EXPORT size_t ggml_tensor_overhead() { return state().tensor_overhead; }
 EXPORT int64_t ggml_blck_size(int type) { return type == fake::quant_type ? fake::quant_block : 1; }
 EXPORT size_t ggml_row_size(int type, int64_t ne) {
     return type == fake::quant_type ? static_cast<size_t>(ne / fake::quant_block) * fake::quant_bytes : static_cast<size_t>(ne) * fake::type_bytes(type);
+}
+EXPORT size_t ggml_quantize_chunk(int type, const float * from, void * to, int64_t, int64_t rows, int64_t k, const float *) {
+    const size_t bytes = ggml_row_size(type, rows * k);
+    if (type == type_f32) std::memcpy(to, from, bytes);
+    for (int64_t i = 0; type == type_f16 && i < rows * k; i++) static_cast<uint16_t *>(to)[i] = alloy::test::half_bits(from[i]);
+    return bytes;
 }
 EXPORT bool ggml_is_quantized(int type) { return type == fake::quant_type; }
 EXPORT size_t ggml_nbytes(const tensor * t) {

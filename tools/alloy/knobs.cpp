@@ -8,7 +8,7 @@ namespace alloy::tool {
 namespace {
 
 std::string quoted_values(const option_info & info) {
-    if (std::string(info.kind) != "choice")
+    if (std::string(info.kind) != "choice" && std::string(info.kind) != "choice_or_share")
         return fmt::format("{} in `{}`", std::string(info.kind) == "mebibytes" ? "MiB" : "a number", info.values);
     std::string text = "`"; // a bar would end the table's cell
     for (const char * c = info.values; *c != 0; c++) text += *c == '|' ? std::string("`, `") : std::string(1, *c);

@@ -1,0 +1,70 @@
+#include "graph/cache_use.h"
+
+#include <algorithm>
+
+namespace alloy::graph {
+namespace {
+
+// Positions of consecutive tokens of one sequence follow one another.
+int64_t count_sequences(const host::tensor * positions, int64_t tokens) {
+    if (positions == nullptr || positions->ne[0] < tokens) return 1;
+    const auto * p = static_cast<const int32_t *>(positions->data);
+    int64_t sequences = 1;
+    for (int64_t i = 1; i < tokens; i++) sequences += p[i] != p[i - 1] + 1;
+    return sequences;
+}
+
+std::vector<kv::block_write> blocks_of(const cache_write & write, const host::tensor * positions) {
+    constexpr int64_t cells = attention_block;
+    const int64_t rows = write.indices->ne[0];
+    const auto * index = static_cast<const int64_t *>(write.indices->data);
+    const auto * position = positions != nullptr && positions->ne[0] >= rows ? static_cast<const int32_t *>(positions->data) : nullptr;
+    std::vector<kv::block_write> blocks;
+    for (int64_t i = 0; i < rows; i++) {
+        const int64_t row = write.first_row + index[i], block = row / cells;
+        const uint64_t bit = uint64_t{1} << row % cells;
+        if (blocks.empty() || blocks.back().block != block) {
+            const auto seen = std::find_if(blocks.begin(), blocks.end(), [&](const kv::block_write & w) { return w.block == block; });
+            if (seen != blocks.end()) std::iter_swap(seen, std::prev(blocks.end()));
+            else blocks.push_back({block, 0, 0});
+        }
+        blocks.back().cells |= bit;
+        // Without positions the first cells of all are taken for the first tokens.
+        if (position != nullptr ? position[i] < kv::sink_positions : row < kv::sink_positions) blocks.back().sinks |= bit;
+    }
+    return blocks;
+}
+
+} // namespace
+
+bool cache_use::may_seal() const {
+    return std::any_of(reads.begin(), reads.end(), [](const cache_read & r) { return !r.cache->is_plain(); });
+}
+
+void cache_use::prepare() {
+    // All layers write the same cells.
+    const cache_write * last = nullptr;
+    std::vector<kv::block_write> blocks;
+    int64_t streams = 1;
+    for (const cache_read & r : reads) {
+        streams = std::max(streams, r.num_streams);
+        for (int64_t s = 0; s < r.num_streams && r.cells >= 0; s++) r.cache->trim(r.first_stream + s, r.cells);
+    }
+    for (const cache_write & w : writes) {
+        if (last == nullptr || last->indices != w.indices || last->first_row != w.first_row) blocks = blocks_of(w, positions);
+        last = &w;
+        w.cache->expect(blocks);
+    }
+    const int64_t sequences = writes.empty() ? 1 : count_sequences(positions, writes.front().indices->ne[0]);
+    window_ = kv::recent_window * ((sequences + streams - 1) / streams);
+    to_seal_.clear();
+    for (const cache_read & r : reads) {
+        if (r.cache->has_sealable(window_)) to_seal_.push_back(r.cache);
+    }
+}
+
+void cache_use::seal(int num_threads) const {
+    for (int64_t i; (i = work_.take(static_cast<int64_t>(to_seal_.size()), num_threads)) >= 0;) to_seal_[static_cast<size_t>(i)]->seal(window_);
+}
+
+} // namespace alloy::graph

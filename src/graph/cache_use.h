@@ -1,0 +1,39 @@
+// What a graph does to cache tensors: noted when it is planned, prepared before each run, sealed at its end.
+#pragma once
+#include "kv/kv.h"
+#include "ops/work_counter.h"
+
+#include <vector>
+
+namespace alloy::graph {
+
+struct cache_write { // a SET_ROWS
+    kv::cache_tensor * cache;
+    const host::tensor * indices; // I64 [rows], in host memory
+    int64_t first_row;            // of the cache, that index 0 stands for
+};
+
+struct cache_read { // keys or values of a FLASH_ATTN_EXT
+    kv::cache_tensor * cache;
+    int64_t first_stream, num_streams;
+    int64_t cells; // of each stream; none beyond is used. Negative: the tensor does not say
+};
+
+struct cache_use {
+    std::vector<cache_write> writes;
+    std::vector<cache_read> reads;
+    const host::tensor * positions = nullptr; // I32 [tokens or more], in host memory, or null
+
+    // Before anything is written, with indices that were checked: opens what is written, drops what nobody uses, finds what to seal.
+    void prepare();
+    // After the last read. The share of one thread.
+    void seal(int num_threads) const;
+    bool may_seal() const;
+
+  private:
+    std::vector<kv::cache_tensor *> to_seal_;
+    int64_t window_ = 0;
+    mutable ops::work_counter work_;
+};
+
+} // namespace alloy::graph

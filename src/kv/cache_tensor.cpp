@@ -1,0 +1,235 @@
+// What the host and the graphs do to a cache tensor, block by block.
+#include "kv/kv.h"
+
+#include "base/counters.h"
+#include "base/log.h"
+#include "base/os.h"
+#include "host/symbols.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+namespace alloy::kv {
+namespace {
+
+// A restored range begins a sequence, unless it is shorter than this: then it may be the rest of one.
+constexpr int64_t shortest_restored_sequence = 16;
+
+uint64_t bits(int64_t first, int64_t count) { return count >= 64 ? ~uint64_t{0} : ((uint64_t{1} << count) - 1) << first; }
+
+} // namespace
+
+cache_tensor::cache_tensor(const host::tensor & declared, void * address, size_t bytes, const policy & wanted, page_arena & arena)
+    : type_(declared.type), address_(reinterpret_cast<uintptr_t>(address)), bytes_(bytes), row_bytes_(declared.nb[1]),
+      num_rows_(declared.ne[1] * declared.ne[2] * declared.ne[3]), blocks_a_stream_((declared.ne[1] + block_cells - 1) / block_cells), policy_(wanted),
+      arena_(arena) {
+    parse_cache_name(declared.name, name_);
+    whole_blocks_ = declared.ne[1] % block_cells == 0 && row_bytes_ * static_cast<size_t>(num_rows_) == bytes;
+    plain_ = !wanted.lossy || name_.is_side_cache || !whole_blocks_;
+    streams_.resize(static_cast<size_t>(declared.ne[2] * declared.ne[3]));
+    blocks_.resize(static_cast<size_t>(blocks_a_stream_) * streams_.size());
+}
+
+// Rows go with the buffer.
+cache_tensor::~cache_tensor() {
+    for (size_t b = 0; b < blocks_.size(); b++) {
+        if (blocks_[b].sealed) free_pages(static_cast<int64_t>(b));
+        else if (blocks_[b].written != 0) uncount(counter::kv_live_bytes, block_bytes());
+    }
+}
+
+template <class F> void cache_tensor::each_block(size_t offset, size_t bytes, F f) const {
+    const size_t end = offset + bytes;
+    for (size_t at = offset; at < end;) {
+        const auto row = static_cast<int64_t>(at / row_bytes_), last = static_cast<int64_t>((end - 1) / row_bytes_);
+        // Streams start at whole blocks only where cells are whole blocks; else everything is one plain stream of rows.
+        const int64_t block = row / block_cells, first = row % block_cells, rows = std::min(last + 1 - row, block_cells - first);
+        const size_t next = std::min(end, static_cast<size_t>(row + rows) * row_bytes_);
+        f(block, first, rows, at, next - at);
+        at = next;
+    }
+}
+
+void cache_tensor::note_write(const block_write & w) {
+    block & b = blocks_[static_cast<size_t>(w.block)];
+    stream & s = streams_[static_cast<size_t>(stream_of(w.block))];
+    if (b.written == 0) count(counter::kv_live_bytes, block_bytes());
+    b.written |= w.cells;
+    b.sinks = (b.sinks & ~w.cells) | w.sinks;
+    s.rows += static_cast<uint64_t>(std::popcount(w.cells));
+    s.top = std::max(s.top, w.block % blocks_a_stream_ + 1);
+    b.age = s.rows;
+    b.stuck = false;
+    if (b.listed || plain_) return;
+    b.listed = true;
+    open_.push_back(static_cast<int32_t>(w.block));
+}
+
+void cache_tensor::make_writable(int64_t block, bool all_of_it) {
+    if (!blocks_[static_cast<size_t>(block)].sealed) return;
+    if (all_of_it) drop_block(block);
+    else open_block(block);
+}
+
+void cache_tensor::expect(const std::vector<block_write> & writes) {
+    for (const block_write & w : writes) {
+        make_writable(w.block, w.cells == ~uint64_t{0});
+        note_write(w);
+    }
+}
+
+void cache_tensor::write(const void * data, size_t offset, size_t bytes) {
+    const int64_t rows_written = static_cast<int64_t>((offset + bytes - 1) / row_bytes_ - offset / row_bytes_) + 1;
+    int64_t sinks_left = rows_written < shortest_restored_sequence ? 0 : sink_positions;
+    each_block(offset, bytes, [&](int64_t block, int64_t first, int64_t rows, size_t at, size_t size) {
+        const int64_t sinks = std::min(rows, sinks_left);
+        sinks_left -= sinks;
+        make_writable(block, size == block_bytes());
+        std::memcpy(reinterpret_cast<void *>(address_ + at), static_cast<const uint8_t *>(data) + (at - offset), size);
+        note_write({block, bits(first, rows), bits(first, sinks)});
+        if (has_sealable(recent_window)) seal(recent_window); // block by block: a long state needs no more than it takes in the end
+    });
+}
+
+void cache_tensor::fill(uint8_t value, size_t offset, size_t bytes) {
+    each_block(offset, bytes, [&](int64_t block, int64_t first, int64_t rows, size_t at, size_t size) {
+        make_writable(block, size == block_bytes());
+        std::memset(reinterpret_cast<void *>(address_ + at), value, size);
+        note_write({block, bits(first, rows), 0});
+    });
+}
+
+void cache_tensor::read(void * data, size_t offset, size_t bytes) const {
+    std::vector<uint8_t> rows_of_block;
+    each_block(offset, bytes, [&](int64_t block, int64_t, int64_t, size_t at, size_t size) {
+        const auto * from = reinterpret_cast<const uint8_t *>(address_ + at);
+        if (blocks_[static_cast<size_t>(block)].sealed) {
+            rows_of_block.resize(block_bytes());
+            decode_block(block, rows_of_block.data());
+            from = rows_of_block.data() + (at - static_cast<size_t>(block) * block_bytes());
+        }
+        std::memcpy(static_cast<uint8_t *>(data) + (at - offset), from, size);
+    });
+}
+
+void cache_tensor::clear() {
+    for (size_t b = 0; b < blocks_.size(); b++) drop_block(static_cast<int64_t>(b));
+    for (stream & s : streams_) s = {};
+    open_.clear();
+    // The ragged ends are shared with neighbours, and cells may have been read that were never written.
+    const uintptr_t page = os::page_bytes(), end = address_ + bytes_;
+    const uintptr_t first = (address_ + page - 1) / page * page, last = end / page * page;
+    if (first >= last || !os::drop_pages(reinterpret_cast<void *>(address_), bytes_)) {
+        std::memset(reinterpret_cast<void *>(address_), 0, bytes_);
+        return;
+    }
+    std::memset(reinterpret_cast<void *>(address_), 0, first - address_);
+    std::memset(reinterpret_cast<void *>(last), 0, end - last);
+}
+
+bool cache_tensor::copy_from(const cache_tensor & source, size_t source_offset, size_t offset, size_t bytes) {
+    if (source.type_ != type_ || source.row_bytes_ != row_bytes_) return false;
+    const bool whole = source_offset % block_bytes() == 0 && offset % block_bytes() == 0 && bytes % block_bytes() == 0;
+    const bool same_heads = source.d_ == d_ && source.heads_ == heads_ && source.plain_ == plain_;
+    if (!whole || !same_heads) {
+        std::vector<uint8_t> rows(bytes);
+        source.read(rows.data(), source_offset, bytes);
+        write(rows.data(), offset, bytes);
+        return true;
+    }
+    const auto from_block = static_cast<int64_t>(source_offset / block_bytes()), to_block = static_cast<int64_t>(offset / block_bytes());
+    const auto copy = [&](int64_t i) {
+        const int64_t from = from_block + i, to = to_block + i;
+        if (&source == this && from == to) return;
+        drop_block(to);
+        const block & b = source.blocks_[static_cast<size_t>(from)];
+        if (b.written == 0) return;
+        note_write({to, b.written, b.sinks});
+        if (!b.sealed || !copy_pages(source, from, to)) {
+            if (b.sealed) source.decode_block(from, rows_of(to));
+            else std::memcpy(rows_of(to), source.rows_of(from), block_bytes());
+        }
+    };
+    const auto num_blocks = static_cast<int64_t>(bytes / block_bytes());
+    if (&source == this && to_block > from_block) { // ranges may meet, as memmove's
+        for (int64_t i = num_blocks - 1; i >= 0; i--) copy(i);
+    } else {
+        for (int64_t i = 0; i < num_blocks; i++) copy(i);
+    }
+    return true;
+}
+
+void cache_tensor::keep_plain(const char * why) {
+    if (plain_) return;
+    plain_ = true;
+    for (size_t b = 0; b < blocks_.size(); b++) {
+        if (blocks_[b].sealed) open_block(static_cast<int64_t>(b));
+    }
+    open_.clear();
+    count(counter::kv_plain_caches);
+    ALLOY_WARN("KV cache: cache_%c_l%d stays uncompressed: %s", name_.is_value ? 'v' : 'k', name_.layer, why);
+}
+
+kv_view cache_tensor::view(const host::tensor & t) {
+    if (!plain_ && !learn_heads(t)) keep_plain("its heads cannot be sealed");
+    if (plain_) return plain_view(t);
+    kv_view v{{}, d_, heads_, t.ne[3], t.ne[1], static_cast<int64_t>(row_bytes_), true, nullptr, blocks_a_stream_, {}};
+    cell_type_of_host(type_, v.declared);
+    const size_t stream = (reinterpret_cast<uintptr_t>(t.data) - address_) / (block_bytes() * static_cast<size_t>(blocks_a_stream_));
+    v.pages = pages_.data() + stream * static_cast<size_t>(heads_ * blocks_a_stream_);
+    return v;
+}
+
+// Attention shows how rows divide into heads. All its nodes must agree.
+bool cache_tensor::learn_heads(const host::tensor & t) {
+    const int64_t d = t.ne[0], heads = t.ne[2];
+    const size_t head_bytes = host::api().ggml_row_size(type_, d), stream_bytes = block_bytes() * static_cast<size_t>(blocks_a_stream_);
+    const size_t offset = reinterpret_cast<uintptr_t>(t.data) - address_;
+    const bool whole = offset % stream_bytes == 0 && t.nb[1] == row_bytes_ && (heads == 1 || t.nb[2] == head_bytes) &&
+                       head_bytes * static_cast<size_t>(heads) == row_bytes_ && (t.ne[3] == 1 || t.nb[3] == stream_bytes);
+    if (!whole || (d_ != 0 && (d != d_ || heads != heads_))) return false;
+    if (d_ != 0) return true;
+    cell_type declared{};
+    if (!kv_codec_fits(d) || d > attention_max_d || !cell_type_of_host(type_, declared)) return false;
+    d_ = d;
+    heads_ = heads;
+    rotation_ = is_quantised(declared) ? 0 : rotation_of(d); // the host rotates what it quantises
+    const attention_cells * rows = find_attention(declared);
+    pages_.resize(blocks_.size() * static_cast<size_t>(heads));
+    for (size_t b = 0; b < blocks_.size(); b++) {
+        for (int64_t head = 0; head < heads; head++) {
+            page(static_cast<int64_t>(b), head) = {rows_of(static_cast<int64_t>(b)) + static_cast<size_t>(head) * head_bytes, rows};
+        }
+    }
+    return true;
+}
+
+void cache_tensor::trim(int64_t stream, int64_t cells) {
+    if (!whole_blocks_) return;
+    auto & s = streams_[static_cast<size_t>(stream)];
+    const int64_t first = (cells + block_cells - 1) / block_cells;
+    for (int64_t b = first; b < s.top; b++) drop_block(stream * blocks_a_stream_ + b);
+    s.top = std::min(s.top, first);
+}
+
+bool cache_tensor::is_sealable(const block & b, int64_t window) const {
+    const stream & s = streams_[static_cast<size_t>(stream_of(&b - blocks_.data()))];
+    return !b.sealed && b.written == ~uint64_t{0} && b.sinks == 0 && !b.stuck && b.age + static_cast<uint64_t>(window) <= s.rows;
+}
+
+bool cache_tensor::has_sealable(int64_t window) const {
+    return d_ != 0 && !plain_ && std::any_of(open_.begin(), open_.end(), [&](int32_t b) { return is_sealable(blocks_[static_cast<size_t>(b)], window); });
+}
+
+void cache_tensor::seal(int64_t window) {
+    const auto done = [&](int32_t i) {
+        block & b = blocks_[static_cast<size_t>(i)];
+        if (is_sealable(b, window)) b.stuck = !seal_block(i);
+        b.listed = !b.sealed && b.written != 0;
+        return !b.listed;
+    };
+    open_.erase(std::remove_if(open_.begin(), open_.end(), done), open_.end());
+}
+
+} // namespace alloy::kv

@@ -1,0 +1,27 @@
+// How cells are to be kept: GGML_ALLOY_KV.
+#pragma once
+#include "formats/kv_codec.h"
+
+#include <cstdint>
+#include <string>
+
+namespace alloy::kv {
+
+// The most recent cells of a sequence stay rows: together with the sinks they are worth about a bit of everything else.
+constexpr int64_t recent_window = 128;
+// Tokens at positions below this draw attention whatever they say (attention sinks). Their block is never sealed.
+constexpr int32_t sink_positions = 4;
+
+struct policy {
+    bool lossy = false; // else rows stay as declared
+    kv_codec keys = kv_codec::i8, values = kv_codec::i8;
+    const char * loss = ""; // as measured, for the user
+};
+
+// What GGML_ALLOY_KV asks for.
+policy wanted_policy();
+
+// Bytes of a sealed page over those of its cells in f16, for heads of d elements.
+double share_of_f16(const policy & p, int64_t d);
+
+} // namespace alloy::kv

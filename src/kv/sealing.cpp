@@ -1,0 +1,173 @@
+// Blocks of rows become pages of a codec, and rows again.
+#include "kv/kv.h"
+
+#include "base/counters.h"
+#include "base/os.h"
+#include "host/symbols.h"
+#include "kernels/codec/codec.h"
+#include "kernels/rowwise/rowwise.h"
+
+#include <cstring>
+
+namespace alloy::kv {
+namespace {
+
+size_t page_bytes_of(const attention_page & page, int64_t d) {
+    return static_cast<size_t>(attention_block * (cell_row_bytes(page.cells->type, d) + 2));
+}
+
+} // namespace
+
+attention_page & cache_tensor::page(int64_t block, int64_t head) {
+    const int64_t stream = stream_of(block);
+    return pages_[static_cast<size_t>((stream * heads_ + head) * blocks_a_stream_ + block % blocks_a_stream_)];
+}
+
+// False: a row is not finite, or memory is short. Nothing is changed then.
+bool cache_tensor::seal_block(int64_t block) {
+    const kv_codec codec = name_.is_value ? policy_.values : policy_.keys;
+    const codec_kernel encode = find_encode(codec);
+    const attention_cells * cells = find_attention(cell_type_of_codec(codec));
+    const auto bytes = static_cast<size_t>(kv_codec_page_bytes(codec, d_));
+    std::vector<float> rows(static_cast<size_t>(block_cells * d_));
+    std::vector<uint8_t *> sealed;
+    for (int64_t head = 0; head < heads_; head++) {
+        const attention_page & from = page(block, head);
+        from.cells->expand(from.data, static_cast<int64_t>(row_bytes_), block_cells, d_, rows.data());
+        if (rotation_ > 0) hadamard_in_place(rows.data(), block_cells * d_ / rotation_, rotation_);
+        uint8_t * to = arena_.take(bytes);
+        if (to != nullptr) sealed.push_back(to);
+        if (to == nullptr || !encode({rows.data(), d_ * static_cast<int64_t>(sizeof(float)), d_, to})) {
+            for (uint8_t * p : sealed) arena_.give_back(p, bytes);
+            count(counter::kv_unsealable_blocks);
+            return false;
+        }
+    }
+    for (int64_t head = 0; head < heads_; head++) page(block, head) = {sealed[static_cast<size_t>(head)], cells};
+    blocks_[static_cast<size_t>(block)].sealed = true;
+    drop_rows(block);
+    const size_t taken = bytes * sealed.size();
+    count(counter::kv_sealed_pages, sealed.size());
+    count(counter::kv_sealed_bytes, taken);
+    count(counter::kv_saved_bytes, block_bytes() - taken);
+    uncount(counter::kv_live_bytes, block_bytes() - taken);
+    return true;
+}
+
+void cache_tensor::decode_block(int64_t block, uint8_t * rows) const {
+    std::vector<float> values(static_cast<size_t>(block_cells * d_));
+    const size_t head_bytes = row_bytes_ / static_cast<size_t>(heads_);
+    for (int64_t head = 0; head < heads_; head++) {
+        const attention_page & from = page(block, head);
+        from.cells->expand(from.data, cell_row_bytes(from.cells->type, d_), block_cells, d_, values.data());
+        if (rotation_ > 0) hadamard_in_place(values.data(), block_cells * d_ / rotation_, rotation_);
+        for (int64_t cell = 0; cell < block_cells; cell++) {
+            uint8_t * to = rows + static_cast<size_t>(cell) * row_bytes_ + static_cast<size_t>(head) * head_bytes;
+            host::api().ggml_quantize_chunk(type_, values.data() + cell * d_, to, 0, 1, d_, nullptr);
+        }
+    }
+}
+
+void cache_tensor::open_block(int64_t block) {
+    decode_block(block, rows_of(block));
+    free_pages(block);
+    count(counter::kv_live_bytes, block_bytes());
+    count(counter::kv_opened_pages, static_cast<uint64_t>(heads_));
+    auto & b = blocks_[static_cast<size_t>(block)];
+    if (b.listed || plain_ || b.opened) return;
+    b.listed = true;
+    open_.push_back(static_cast<int32_t>(block));
+}
+
+// The pages of a sealed block go back to the arena, and the table shows its rows again.
+void cache_tensor::free_pages(int64_t block) {
+    cell_type declared{};
+    cell_type_of_host(type_, declared);
+    const attention_cells * cells = find_attention(declared);
+    const size_t head_bytes = row_bytes_ / static_cast<size_t>(heads_);
+    size_t taken = 0;
+    for (int64_t head = 0; head < heads_; head++) {
+        attention_page & p = page(block, head);
+        const size_t bytes = page_bytes_of(p, d_);
+        arena_.give_back(const_cast<uint8_t *>(p.data), bytes);
+        taken += bytes;
+        p = {rows_of(block) + static_cast<size_t>(head) * head_bytes, cells};
+    }
+    blocks_[static_cast<size_t>(block)].sealed = false;
+    uncount(counter::kv_live_bytes, taken);
+    uncount(counter::kv_sealed_bytes, taken);
+    uncount(counter::kv_saved_bytes, block_bytes() - taken);
+}
+
+// False: memory is short.
+bool cache_tensor::copy_pages(const cache_tensor & source, int64_t from, int64_t to) {
+    std::vector<attention_page> copies;
+    size_t taken = 0;
+    for (int64_t head = 0; head < heads_; head++) {
+        const attention_page & p = source.page(from, head);
+        const size_t bytes = page_bytes_of(p, d_);
+        uint8_t * copy = arena_.take(bytes);
+        if (copy == nullptr) {
+            for (const attention_page & c : copies) arena_.give_back(const_cast<uint8_t *>(c.data), page_bytes_of(c, d_));
+            return false;
+        }
+        std::memcpy(copy, p.data, bytes);
+        copies.push_back({copy, p.cells});
+        taken += bytes;
+    }
+    for (int64_t head = 0; head < heads_; head++) page(to, head) = copies[static_cast<size_t>(head)];
+    blocks_[static_cast<size_t>(to)].sealed = true;
+    count(counter::kv_sealed_bytes, taken);
+    count(counter::kv_saved_bytes, block_bytes() - taken);
+    uncount(counter::kv_live_bytes, block_bytes() - taken);
+    return true;
+}
+
+// The block holds nothing any more.
+void cache_tensor::drop_block(int64_t block) {
+    auto & b = blocks_[static_cast<size_t>(block)];
+    if (b.sealed) {
+        free_pages(block);
+    } else if (b.written != 0) {
+        uncount(counter::kv_live_bytes, block_bytes());
+    }
+    const bool had_rows = b.written != 0;
+    const bool listed = b.listed; // open_ is cleaned when blocks are sealed
+    b = {};
+    b.listed = listed;
+    if (had_rows) drop_rows(block);
+}
+
+// Memory pages go back that hold nothing but rows of this block and of neighbours that hold none.
+void cache_tensor::drop_rows(int64_t block) {
+    const auto begin = reinterpret_cast<uintptr_t>(rows_of(block)), end = begin + block_bytes();
+    const uintptr_t page = os::page_bytes();
+    const auto num_blocks = static_cast<int64_t>(blocks_.size());
+    uintptr_t first = (begin + page - 1) / page * page, last = end / page * page;
+    if (block > 0 && !holds_rows(block - 1)) first = begin / page * page;
+    if (block + 1 < num_blocks && !holds_rows(block + 1)) last = (end + page - 1) / page * page;
+    first = std::max(first, (address_ + page - 1) / page * page); // neighbours of the tensor
+    last = std::min(last, (address_ + bytes_) / page * page);
+    if (first < last) os::drop_pages(reinterpret_cast<void *>(first), last - first);
+}
+
+void cache_tensor::open_share(int thread, int num_threads) {
+    if (d_ == 0 || plain_) return;
+    const int threads = block_bytes() % os::page_bytes() == 0 ? num_threads : 1; // else blocks share pages with their neighbours
+    for (auto b = static_cast<size_t>(thread); thread < threads && b < blocks_.size(); b += static_cast<size_t>(threads)) {
+        if (!blocks_[b].sealed) continue;
+        blocks_[b].opened = true;
+        open_block(static_cast<int64_t>(b));
+    }
+}
+
+void cache_tensor::seal_share(int thread, int num_threads) {
+    const int threads = block_bytes() % os::page_bytes() == 0 ? num_threads : 1;
+    for (auto b = static_cast<size_t>(thread); thread < threads && b < blocks_.size(); b += static_cast<size_t>(threads)) {
+        if (!blocks_[b].opened) continue;
+        blocks_[b].opened = false;
+        seal_block(static_cast<int64_t>(b));
+    }
+}
+
+} // namespace alloy::kv
