@@ -8,7 +8,7 @@
 // Rows are meant to be rotated (an orthonormal Walsh-Hadamard transform over the head), which makes their numbers nearly Gaussian:
 // the levels of n3, n4 and n5 are those of the Lloyd-Max quantiser of N(0, 1), as integers with 127 for the outermost. Integers, so that
 // a byte shuffle decodes, 8-bit products can use them as they are, and all machines decode the same numbers. Scales hold what is left:
-// they are searched for least squared error (kv-codec docs in docs/formats.md).
+// they are searched for least squared error (docs/formats.md).
 //
 // 32 codes of a row stand together in 4 * bits bytes, low bits first:
 //   low four bits (z6, n5, n4)   16 bytes   byte j: of code j in its low half, of code j + 16 in its high half

@@ -1,7 +1,7 @@
 // The loops of family codec. An ISA file defines in an anonymous namespace `struct vec`: registers of 4 * vec::rows bytes, `floats` of 32 bits
 // and `ints` of 32, 16 or 8, and then includes this file, so that each ISA compiles its own copy and no symbol of it leaves the object.
 //
-// A scale is searched by trying all candidates: an error depends on it so roughly that skipping some costs more than the 2 % of the contract.
+// A scale is searched by trying candidates: the error of a row is so rough a function of it that no descent finds the best.
 // vec::rows rows are searched at once, each in its own 32-bit lanes with a scale of its own, so that no sum goes across a register.
 // Numbers are 12-bit parts of the largest of their row, and a candidate is a 16-bit factor: the high half of the product says by how many half
 // steps of the levels a number is above 0, and a byte holds that. All midpoints between levels are whole half steps.
@@ -32,8 +32,8 @@ template <> struct n_levels<kv_codec::n5> {
     static constexpr float outermost = 3.2607f;
 };
 
-// Each 16 half steps have up to two midpoints. A code is `base` and one more for each midpoint reached; one that is not there is 0, reached
-// always, and the base is less.
+// Each 16 half steps have up to two midpoints. A code is `base` and one more for each midpoint that is passed: `first` and `second` are what
+// comes before them, or 255, which nothing passes.
 struct n_tables {
     alignas(16) uint8_t base[16], first[16], second[16], level[16];
     bool has_second;
@@ -41,16 +41,16 @@ struct n_tables {
 template <kv_codec codec> constexpr n_tables make_tables() {
     n_tables t = {};
     for (int cell = 0, code = 0; cell < 16; cell++) {
-        int base = code, found = 0;
+        t.base[cell] = static_cast<uint8_t>(code);
+        t.first[cell] = t.second[cell] = 255;
         for (; code + 1 < n_levels<codec>::count; code++) {
             const int midpoint = n_levels<codec>::positive[code] + n_levels<codec>::positive[code + 1];
             if (midpoint / 16 != cell) break;
-            (found++ == 0 ? t.first : t.second)[cell] = static_cast<uint8_t>(midpoint);
+            uint8_t & before = t.first[cell] == 255 ? t.first[cell] : t.second[cell];
+            before = static_cast<uint8_t>(midpoint - 1);
+            t.has_second |= t.second[cell] != 255;
         }
-        t.has_second |= found == 2;
-        t.base[cell] = static_cast<uint8_t>(base - (found == 0));
     }
-    for (int cell = 0; cell < 16 && t.has_second; cell++) t.base[cell] = static_cast<uint8_t>(t.base[cell] - (t.second[cell] == 0));
     for (int i = 0; i < n_levels<codec>::count; i++) t.level[i] = static_cast<uint8_t>(n_levels<codec>::positive[i]);
     return t;
 }
@@ -77,12 +77,13 @@ template <> struct coder<kv_codec::z6> {
 };
 
 // --- the search --------------------------------------------------------------------------------------------------------------------------------
-// Rows side by side: four elements of a row, as two pairs, are in its lane of two registers.
+// Rows side by side: register 0 of four elements has rows 0 and 1 of every four, register 1 the others, and packed into bytes four elements of
+// a row are the 32-bit lane of the row.
 struct group {
-    alignas(64) int16_t numbers[max_d / 2][vec::rows][2]; // magnitudes
-    alignas(64) int8_t levels[max_d / 4][vec::rows][4];   // bit 7: the sign. First signs alone, as vec::narrow orders them, then levels
+    alignas(64) int16_t numbers[max_d / 4][2][vec::rows / 4][2][4]; // magnitudes; codes in the end
+    alignas(64) int8_t levels[max_d / 4][vec::rows][4];             // signs in bit 7, levels in the end
     alignas(64) float largest[vec::rows], rms[vec::rows];
-    alignas(64) int32_t squares[vec::rows];               // of levels
+    alignas(64) int32_t squares[vec::rows]; // of levels
 };
 
 // max|x| of a row, and its root mean square. NaN is larger than all.
@@ -105,28 +106,30 @@ extent measure(const float * x, int64_t d) {
 // Scales of rows with a larger number are too large for f16, of rows with none as large as the smallest too small.
 constexpr float largest_number = 1e10f, smallest_number = 1e-8f;
 
-bool load_row(group & g, int64_t r, const float * x, int64_t d) {
+bool measure_row(group & g, int64_t r, const float * x, int64_t d) {
     const extent e = measure(x, d);
-    if (!(e.largest <= largest_number)) return false; // NaN too
     const bool zero = e.largest < smallest_number;
     g.largest[r] = zero ? 1 : e.largest;
     g.rms[r] = zero ? 1 : e.rms;
-    const vec::floats factor = vec::set1(zero ? 0 : numbers_range / e.largest);
+    return e.largest <= largest_number; // not NaN either
+}
+
+void load_row(group & g, int64_t r, const float * x, int64_t d) {
+    const vec::floats factor = vec::set1(numbers_range / g.largest[r]);
     alignas(64) int16_t words[max_d];
     for (int64_t i = 0; i < d; i += 2 * vec::rows) {
         vec::store(words + i, vec::words(vec::mul(vec::load(x + i), factor), vec::mul(vec::load(x + i + vec::rows), factor)));
     }
-    for (int64_t i = 0; i < d / 2; i++) __builtin_memcpy(g.numbers[i][r], words + 2 * i, 4);
-    return true;
+    for (int64_t i = 0; i < d / 4; i++) __builtin_memcpy(g.numbers[i][r / 2 % 2][r / 4][r % 2], words + 4 * i, 8);
 }
 
 void take_signs(group & g, int64_t d) {
     const vec::ints sign = vec::all_bytes(0x80);
     for (int64_t i = 0; i < d / 4; i++) {
-        const vec::ints lo = vec::load_ints(g.numbers[2 * i]), hi = vec::load_ints(g.numbers[2 * i + 1]);
+        const vec::ints lo = vec::load_ints(g.numbers[i][0]), hi = vec::load_ints(g.numbers[i][1]);
         vec::store(g.levels[i], vec::both(vec::narrow_signed(lo, hi), sign));
-        vec::store(g.numbers[2 * i], vec::abs_words(lo));
-        vec::store(g.numbers[2 * i + 1], vec::abs_words(hi));
+        vec::store(g.numbers[i][0], vec::abs_words(lo));
+        vec::store(g.numbers[i][1], vec::abs_words(hi));
     }
 }
 
@@ -134,21 +137,22 @@ void take_signs(group & g, int64_t d) {
 struct products {
     vec::ints xc, cc;
 };
-template <kv_codec codec, class Use> [[gnu::always_inline]] inline products code_with(const group & g, int64_t d, vec::ints factors, const coder<codec> & code, Use use) {
-    products sums = {vec::all_bytes(0), vec::all_bytes(0)};
+template <kv_codec codec, class Use>
+[[gnu::always_inline]] inline products code_with(const group & g, int64_t d, vec::ints factors, const coder<codec> & code, Use use) {
+    const vec::ints f_lo = vec::twice_low(factors), f_hi = vec::twice_high(factors);
+    vec::ints xc_lo = vec::all_bytes(0), xc_hi = xc_lo, cc = xc_lo;
     for (int64_t i = 0; i < d / 4; i++) {
-        const vec::ints lo = vec::load_ints(g.numbers[2 * i]), hi = vec::load_ints(g.numbers[2 * i + 1]);
-        const vec::ints codes = code.codes(vec::narrow(vec::mul_high(lo, factors), vec::mul_high(hi, factors)));
-        const vec::ints levels = code.levels(codes), c_lo = vec::widen_low(levels), c_hi = vec::widen_high(levels);
+        const vec::ints lo = vec::load_ints(g.numbers[i][0]), hi = vec::load_ints(g.numbers[i][1]);
+        const vec::ints codes = code.codes(vec::narrow(vec::mul_high(lo, f_lo), vec::mul_high(hi, f_hi)));
+        const vec::ints levels = code.levels(codes);
         use(i, codes, levels);
-        sums.xc = vec::add_products(vec::add_products(sums.xc, lo, c_lo), hi, c_hi);
-        sums.cc = vec::add_products(vec::add_products(sums.cc, c_lo, c_lo), c_hi, c_hi);
+        xc_lo = vec::add_products(xc_lo, lo, vec::widen_low(levels));
+        xc_hi = vec::add_products(xc_hi, hi, vec::widen_high(levels));
+        cc = vec::add_squares(cc, levels);
     }
-    return sums;
+    return {vec::add_pairs(xc_lo, xc_hi), cc};
 }
 
-// Factors of the candidates are base[row] * candidate. The first has the outermost level for the largest number: it finds the codes of what
-// was decoded, and others have to be better by more than rounding.
 template <kv_codec codec> void encode_group(group & g, int64_t d) {
     take_signs(g, d);
     constexpr bool is_z6 = codec == kv_codec::z6;
@@ -162,20 +166,26 @@ template <kv_codec codec> void encode_group(group & g, int64_t d) {
         const products sums = code_with(g, d, factors_of(largest_over_scale), code, [](int64_t, vec::ints, vec::ints) {});
         const vec::floats xc = vec::to_floats(sums.xc), cc = vec::to_floats(sums.cc);
         const vec::floats explained = vec::div(vec::mul(xc, xc), cc); // the larger, the less squared error is left
-        vec::take_larger(best, best_at, best_fit, vec::mul(explained, vec::set1(1 - 0x1p-20f)), largest_over_scale, vec::div(cc, xc));
+        vec::take_larger(best, best_at, best_fit, explained, largest_over_scale, vec::div(cc, xc));
     };
+    // First the outermost level for the largest number, which finds the codes of what was decoded. Others have to be better by more than rounding.
     attempt(vec::set1(is_z6 ? 63 : 127));
+    best = vec::mul(best, vec::set1(1 + 0x1p-20f));
     if constexpr (is_z6) { // on, until what the largest number loses is about twice what all lose to start with
         for (int k = 1; k * k * 6 < d; k++) attempt(vec::set1(63 / (1 - 0.028f * static_cast<float>(k))));
     } else {
+        // Of n3 and n4 every second one and those beside the best will do. Without the others a tenth of the rows of n5 would lose 2 % and more.
+        constexpr int step = codec == kv_codec::n5 ? 1 : 2;
         const vec::floats base = vec::div(vec::mul(largest, vec::set1(127 / n_levels<codec>::outermost)), vec::load(g.rms));
-        for (int k = -6; k <= 10; k++) attempt(vec::mul(base, vec::set1(1 / (1 + 0.04f * static_cast<float>(k)))));
+        for (int k = -6; k <= 10; k += step) attempt(vec::mul(base, vec::set1(1 / (1 + 0.04f * static_cast<float>(k)))));
+        const vec::floats coarse = best_at;
+        for (int k = -1; k <= 1 && step == 2; k += 2) attempt(vec::mul(coarse, vec::set1(1 + 0.04f * static_cast<float>(k))));
     }
-    for (int k = 0; k < 2; k++) attempt(vec::mul(best_fit, vec::set1(numbers_range)));
+    attempt(vec::mul(best_fit, vec::set1(numbers_range))); // as least squares would have it
     const products sums = code_with(g, d, factors_of(best_at), code, [&](int64_t i, vec::ints codes, vec::ints levels) {
         const vec::ints signs = vec::load_ints(g.levels[i]);
-        vec::store(g.numbers[2 * i], vec::by_row(vec::either(codes, signs)));
-        vec::store(g.levels[i], vec::by_row(vec::with_sign(levels, signs)));
+        vec::store(g.numbers[i], vec::either(codes, signs));
+        vec::store(g.levels[i], vec::with_sign(levels, signs));
     });
     vec::store(g.squares, sums.cc);
 }
@@ -220,7 +230,7 @@ template <kv_codec codec> float store_row(const group & g, int64_t r, const floa
         alignas(32) uint8_t codes[32];
         alignas(32) int8_t levels[32];
         for (int64_t j = 0; j < 8; j++) {
-            __builtin_memcpy(codes + 4 * j, g.numbers[i / 2 + 2 * j][r], 4);
+            __builtin_memcpy(codes + 4 * j, reinterpret_cast<const uint8_t *>(g.numbers[i / 4 + j]) + 4 * r, 4);
             __builtin_memcpy(levels + 4 * j, g.levels[i / 4 + j][r], 4);
         }
         pack_32<codec>(codes, out + kv_codec_row_bytes(codec, i));
@@ -247,8 +257,9 @@ template <kv_codec codec> bool encode(const encode_args & args) {
     group g;
     for (int64_t first = 0; first < kv_page_cells; first += vec::rows) {
         for (int64_t r = 0; r < vec::rows; r++) {
-            if (!load_row(g, r, row_of(args, first + r), d)) return false;
+            if (!measure_row(g, r, row_of(args, first + r), d)) return false;
         }
+        for (int64_t r = 0; r < vec::rows; r++) load_row(g, r, row_of(args, first + r), d);
         encode_group<codec>(g, d);
         for (int64_t r = 0; r < vec::rows; r++) {
             const int64_t cell = first + r;
@@ -263,12 +274,15 @@ template <kv_codec codec> bool encode(const encode_args & args) {
 bool encode_i8(const encode_args & args) {
     ALLOY_EXPECT(args.d > 0 && args.d <= max_d && kv_codec_fits(args.d));
     const int64_t d = args.d;
+    float largest[kv_page_cells]; // of all rows first: from the numbers of a row to its factor is a long chain
+    for (int64_t cell = 0; cell < kv_page_cells; cell++) {
+        largest[cell] = measure(row_of(args, cell), d).largest;
+        if (!(largest[cell] <= largest_number)) return false; // NaN too
+    }
     for (int64_t cell = 0; cell < kv_page_cells; cell++) {
         const float * x = row_of(args, cell);
-        const extent e = measure(x, d);
-        if (!(e.largest <= largest_number)) return false; // NaN too
-        const bool zero = e.largest < smallest_number;
-        const vec::floats factor = vec::set1(zero ? 0 : 127 / e.largest);
+        const bool zero = largest[cell] < smallest_number;
+        const vec::floats factor = vec::set1(zero ? 0 : 127 / largest[cell]);
         vec::floats xc[2] = {vec::set1(0), vec::set1(0)}, cc[2] = {vec::set1(0), vec::set1(0)};
         auto * out = args.page + cell * d;
         for (int64_t i = 0; i < d; i += 2 * vec::rows) {

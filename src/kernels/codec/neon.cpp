@@ -1,3 +1,7 @@
+// Family codec, ARMv8.0 NEON, 4 rows at once, 4 numbers of each a step of the search.
+// Registers: 4 tables of levels, 2 factors, 3 sums, 1 constant; half of the file is free.
+// Limit, by counting: products and their pairwise additions, 12 of 27 operations of a step of n5.
+// Lost, by counting: SQRDMULH (rounds, and midpoints are between whole half steps then). Not measured yet on any CPU.
 #include "kernels/codec/codec.h"
 
 #include <arm_neon.h>
@@ -57,9 +61,6 @@ struct vec {
     }
     static ints widen_low(ints x) { return vreinterpretq_u8_u16(vmovl_u8(vget_low_u8(x))); } // what narrow() had as lo
     static ints widen_high(ints x) { return vreinterpretq_u8_u16(vmovl_high_u8(x)); }
-    static ints by_row(ints x) { // after narrow(), four bytes of a row together
-        return as_ints(vzip1q_s16(as_words(x), as_words(vextq_u8(x, x, 8))));
-    }
     static ints with_sign(ints x, ints signs) { // that of bytes
         const int8x16_t y = vreinterpretq_s8_u8(x);
         return vreinterpretq_u8_s8(vbslq_s8(vcltzq_s8(vreinterpretq_s8_u8(signs)), vnegq_s8(y), y));
@@ -67,11 +68,18 @@ struct vec {
     static ints table(const uint8_t * p) { return vld1q_u8(p); }
     static ints look_up(ints table, ints x) { return vqtbl1q_u8(table, x); }
     static ints high_nibbles(ints x) { return vshrq_n_u8(x, 4); }
-    static ints count(ints n, ints x, ints least) { return vsubq_u8(n, vcgeq_u8(x, least)); } // n and one more where x >= least
+    static ints count(ints n, ints x, ints before) { return vsubq_u8(n, vcgtq_u8(x, before)); } // n and one more where x > before
     static ints min_bytes(ints x, ints y) { return vminq_u8(x, y); }
     static ints add_products(ints sums, ints x, ints y) {
         const int32x4_t lo = vmull_s16(vget_low_s16(as_words(x)), vget_low_s16(as_words(y))), hi = vmull_high_s16(as_words(x), as_words(y));
         return vreinterpretq_u8_s32(vaddq_s32(vreinterpretq_s32_u8(sums), vpaddq_s32(lo, hi)));
+    }
+    static ints twice_low(ints x) { return vreinterpretq_u8_u32(vzip1q_u32(vreinterpretq_u32_u8(x), vreinterpretq_u32_u8(x))); }
+    static ints twice_high(ints x) { return vreinterpretq_u8_u32(vzip2q_u32(vreinterpretq_u32_u8(x), vreinterpretq_u32_u8(x))); }
+    static ints add_pairs(ints x, ints y) { return vreinterpretq_u8_s32(vpaddq_s32(vreinterpretq_s32_u8(x), vreinterpretq_s32_u8(y))); }
+    static ints add_squares(ints sums, ints bytes) { // of the four bytes of each lane
+        const uint16x8_t pairs = vpaddq_u16(vmull_u8(vget_low_u8(bytes), vget_low_u8(bytes)), vmull_high_u8(bytes, bytes));
+        return vreinterpretq_u8_u32(vpadalq_u16(vreinterpretq_u32_u8(sums), pairs));
     }
     static void take_larger(floats & best, floats & best_a, floats & best_b, floats x, floats a, floats b) {
         const uint32x4_t larger = vcgtq_f32(x, best);
