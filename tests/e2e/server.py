@@ -128,14 +128,24 @@ class Server:
         self.post(f"/slots/{index}?action={action}", filename=file)
         return (self.path / file).read_bytes()
 
+    def private_bytes(self) -> int:
+        """RssAnon: what the process holds that is in no file."""
+        status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.search(r"^RssAnon:\s+(\d+) kB", status, re.M)[1]) * 1024
+
     # --- the plugin's counters --------------------------------------------------------------------------------------------------------
     def counters(self) -> dict:
         return read_counters(self.path / f"ggml-alloy-{os.getuid()}" / f"{self.process.pid}.counters")
 
 
+def counter_names() -> list:
+    """From counters.inc, so that a new counter needs no change here."""
+    return re.findall(r"^ALLOY_COUNTER\((\w+),", (harness.ROOT / "src/base/counters.inc").read_text(), re.M)
+
+
 def read_counters(path: pathlib.Path) -> dict:
-    """As base/counters.h lays the file out. Names come from counters.inc, so that a new counter needs no change here."""
-    names = re.findall(r"^ALLOY_COUNTER\((\w+),", (harness.ROOT / "src/base/counters.inc").read_text(), re.M)
+    """As base/counters.h lays the file out."""
+    names = counter_names()
     block = path.read_bytes()
     magic, _version, count = struct.unpack_from("<8sII", block)
     if magic != b"alloyctr" or count != len(names):

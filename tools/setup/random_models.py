@@ -23,7 +23,7 @@ from models import CACHE, fetch
 
 HERE = pathlib.Path(__file__).resolve().parent
 FOLDER = CACHE / "models"
-F16 = 1  # general.file_type
+F32, F16 = 0, 1  # general.file_type
 
 
 @functools.cache
@@ -45,17 +45,17 @@ def copy_tokenizer(writer: gguf.GGUFWriter) -> int:
 class Tensors:
     """Adds tensors to a writer; the values depend on the model's and the tensor's names only."""
 
-    def __init__(self, writer: gguf.GGUFWriter, path: pathlib.Path):
-        self.writer, self.model = writer, path.stem.rpartition(".")[2]  # without the prefix of a file in the making
+    def __init__(self, writer: gguf.GGUFWriter, path: pathlib.Path, dtype=np.float16):
+        self.writer, self.model, self.dtype = writer, path.stem.rpartition(".")[2], dtype  # without the prefix of a file in the making
 
     def noise(self, name: str, shape: tuple, scale: float) -> np.ndarray:
         digest = hashlib.sha256(f"{self.model}/{name}".encode()).digest()
         rng = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:8], "little")))
         return rng.standard_normal(shape, dtype=np.float32) * np.float32(scale)
 
-    def matrix(self, name: str, *shape: int, gain: float = 1.0, dtype=np.float16):
+    def matrix(self, name: str, *shape: int, gain: float = 1.0, dtype=None):
         """Rows of `shape[-1]` inputs; scaled so that unit inputs give outputs near `gain`."""
-        self.writer.add_tensor(name, self.noise(name, shape, gain / shape[-1] ** 0.5).astype(dtype))
+        self.writer.add_tensor(name, self.noise(name, shape, gain / shape[-1] ** 0.5).astype(dtype or self.dtype))
 
     def norm(self, name: str, width: int):
         self.writer.add_tensor(name, 1 + self.noise(name, (width,), 0.1))
@@ -72,9 +72,9 @@ class Tensors:
         self.bias(name + ".bias", width)
 
 
-def open_writer(path: pathlib.Path, arch: str) -> gguf.GGUFWriter:
+def open_writer(path: pathlib.Path, arch: str, kind: int = F16) -> gguf.GGUFWriter:
     writer = gguf.GGUFWriter(path, arch)
-    writer.add_file_type(F16)
+    writer.add_file_type(kind)
     return writer
 
 
@@ -86,10 +86,14 @@ def close_writer(writer: gguf.GGUFWriter):
 
 
 def decoder(path: pathlib.Path, arch: str, layers: int, width: int, ffn: int, heads: int, kv_heads: int, head: int, experts: int = 0,
-            used: int = 2, qk_norm: bool = False):
-    """llama, qwen3 and qwen3moe differ in names of few tensors only."""
-    w = open_writer(path, arch)
-    tokens = copy_tokenizer(w)
+            used: int = 2, qk_norm: bool = False, post_norm: bool = False, window: int = 0, tokens: int = 0):
+    """llama, qwen3, qwen3moe and gemma3 differ in names of few tensors only. `tokens`: so many without a text, and weights in f32."""
+    w = open_writer(path, arch, F32 if tokens else F16)
+    t = Tensors(w, path, np.float32 if tokens else np.float16)
+    if tokens:
+        w.add_tokenizer_model("none")
+    else:
+        tokens = copy_tokenizer(w)
     w.add_context_length(32768)
     w.add_embedding_length(width)
     w.add_block_count(layers)
@@ -106,8 +110,10 @@ def decoder(path: pathlib.Path, arch: str, layers: int, width: int, ffn: int, he
         w.add_expert_count(experts)
         w.add_expert_used_count(used)
         w.add_expert_feed_forward_length(ffn)
+    if window:
+        w.add_sliding_window(window)
+        w.add_sliding_window_pattern(2)  # every second layer sees everything
 
-    t = Tensors(w, path)
     t.matrix("token_embd.weight", tokens, width, gain=width ** 0.5)
     t.norm("output_norm.weight", width)
     t.matrix("output.weight", tokens, width, gain=3)  # gives the next-token distribution some shape
@@ -122,6 +128,9 @@ def decoder(path: pathlib.Path, arch: str, layers: int, width: int, ffn: int, he
         if qk_norm:
             t.norm(b + "attn_q_norm.weight", head)
             t.norm(b + "attn_k_norm.weight", head)
+        if post_norm:
+            t.norm(b + "post_attention_norm.weight", width)
+            t.norm(b + "post_ffw_norm.weight", width)
         if experts:
             t.matrix(b + "ffn_gate_inp.weight", experts, width, dtype=np.float32)
             t.matrix(b + "ffn_gate_exps.weight", experts, ffn, width)
@@ -251,6 +260,7 @@ def converted(path: pathlib.Path, source: str, kind: str):
 
 
 LLAMA = dict(arch="llama", layers=4, width=256, ffn=512, heads=4, kv_heads=2, head=64)
+TINY = dict(layers=2, width=256, ffn=512, heads=4, kv_heads=2, head=64, tokens=512)
 QWEN3MOE_32 = dict(arch="qwen3moe", layers=8, width=1024, ffn=512, heads=16, kv_heads=4, head=64, experts=32, used=8, qk_norm=True)
 LLAMA_1B = dict(arch="llama", layers=16, width=2048, ffn=8192, heads=32, kv_heads=8, head=64)
 
@@ -261,6 +271,9 @@ MODELS = {
     "llama-q4_k_m": ("random/llama-q4_k_m.gguf", converted, dict(source="llama", kind="Q4_K_M")),
     "qwen3": ("random/qwen3.gguf", decoder, dict(LLAMA, arch="qwen3", layers=3, qk_norm=True)),
     "qwen3moe": ("random/qwen3moe.gguf", decoder, dict(LLAMA, arch="qwen3moe", layers=3, ffn=256, experts=8, qk_norm=True)),
+    # Small enough for tens of thousands of decodes; the second one with a window of 48 tokens in its first layer.
+    "llama-tiny": ("random/llama-tiny.gguf", decoder, dict(TINY, arch="llama")),
+    "gemma3-tiny": ("random/gemma3-tiny.gguf", decoder, dict(TINY, arch="gemma3", qk_norm=True, post_norm=True, window=48)),
     "bert": ("random/bert.gguf", encoder, {}),
     "lora": ("random/lora.gguf", lora, {}),
     "control-vector": ("random/control-vector.gguf", control_vector, {}),
