@@ -56,15 +56,15 @@ void cache_use::prepare() {
         w.cache->expect(blocks);
     }
     const int64_t sequences = writes.empty() ? 1 : count_sequences(positions, writes.front().indices->ne[0]);
-    window_ = kv::recent_window * ((sequences + streams - 1) / streams);
+    sequences_ = (sequences + streams - 1) / streams;
     to_seal_.clear();
     for (const cache_read & r : reads) {
-        if (r.cache->has_sealable(window_)) to_seal_.push_back(r.cache);
+        if (r.cache->has_sealable(sequences_)) to_seal_.push_back(r.cache);
     }
 }
 
 void cache_use::seal(int num_threads) const {
-    for (int64_t i; (i = work_.take(static_cast<int64_t>(to_seal_.size()), num_threads)) >= 0;) to_seal_[static_cast<size_t>(i)]->seal(window_);
+    for (int64_t i; (i = work_.take(static_cast<int64_t>(to_seal_.size()), num_threads)) >= 0;) to_seal_[static_cast<size_t>(i)]->seal(sequences_);
 }
 
 } // namespace alloy::graph

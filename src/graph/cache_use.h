@@ -32,7 +32,7 @@ struct cache_use {
 
   private:
     std::vector<kv::cache_tensor *> to_seal_;
-    int64_t window_ = 0;
+    int64_t sequences_ = 1; // of a stream
     mutable ops::work_counter work_;
 };
 

@@ -88,7 +88,7 @@ void cache_tensor::write(const void * data, size_t offset, size_t bytes) {
         make_writable(block, size == block_bytes());
         std::memcpy(reinterpret_cast<void *>(address_ + at), static_cast<const uint8_t *>(data) + (at - offset), size);
         note_write({block, bits(first, rows), bits(first, sinks)});
-        if (has_sealable(recent_window)) seal(recent_window); // block by block: a long state needs no more than it takes in the end
+        if (has_sealable(1)) seal(1); // block by block: a long state needs no more than it takes in the end
     });
 }
 
@@ -213,19 +213,19 @@ void cache_tensor::trim(int64_t stream, int64_t cells) {
     s.top = std::min(s.top, first);
 }
 
-bool cache_tensor::is_sealable(const block & b, int64_t window) const {
+bool cache_tensor::is_sealable(const block & b, int64_t sequences) const {
     const stream & s = streams_[static_cast<size_t>(stream_of(&b - blocks_.data()))];
-    return !b.sealed && b.written == ~uint64_t{0} && b.sinks == 0 && !b.stuck && b.age + static_cast<uint64_t>(window) <= s.rows;
+    return !b.sealed && b.written == ~uint64_t{0} && b.sinks == 0 && !b.stuck && b.age + static_cast<uint64_t>(policy_.window * sequences) <= s.rows;
 }
 
-bool cache_tensor::has_sealable(int64_t window) const {
-    return d_ != 0 && !plain_ && std::any_of(open_.begin(), open_.end(), [&](int32_t b) { return is_sealable(blocks_[static_cast<size_t>(b)], window); });
+bool cache_tensor::has_sealable(int64_t sequences) const {
+    return d_ != 0 && !plain_ && std::any_of(open_.begin(), open_.end(), [&](int32_t b) { return is_sealable(blocks_[static_cast<size_t>(b)], sequences); });
 }
 
-void cache_tensor::seal(int64_t window) {
+void cache_tensor::seal(int64_t sequences) {
     const auto done = [&](int32_t i) {
         block & b = blocks_[static_cast<size_t>(i)];
-        if (is_sealable(b, window)) b.stuck = !seal_block(i);
+        if (is_sealable(b, sequences)) b.stuck = !seal_block(i);
         b.listed = !b.sealed && b.written != 0;
         return !b.listed;
     };

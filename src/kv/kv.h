@@ -86,9 +86,9 @@ class cache_tensor {
     void expect(const std::vector<block_write> & writes);
     // The graph's cells of this stream end here: what lies beyond is not used by anybody.
     void trim(int64_t stream, int64_t cells);
-    // Whether blocks are full and older than `window` rows of their stream; seal() seals them.
-    bool has_sealable(int64_t window) const;
-    void seal(int64_t window);
+    // Whether blocks are full and old, with so many sequences at work in a stream; seal() seals them.
+    bool has_sealable(int64_t sequences) const;
+    void seal(int64_t sequences);
 
   private:
     static constexpr int64_t block_cells = attention_block;
@@ -106,7 +106,7 @@ class cache_tensor {
         int64_t top = 0;   // blocks from here on hold nothing
     };
     bool learn_heads(const host::tensor & t);
-    bool is_sealable(const block & b, int64_t window) const;
+    bool is_sealable(const block & b, int64_t sequences) const;
     int64_t stream_of(int64_t block) const { return block / blocks_a_stream_; }
     uint8_t * rows_of(int64_t block) const { return reinterpret_cast<uint8_t *>(address_) + static_cast<size_t>(block * block_cells) * row_bytes_; }
     attention_page & page(int64_t block, int64_t head);

@@ -7,7 +7,7 @@ namespace alloy::kv {
 policy wanted_policy() {
     const std::string & wanted = text_of(option::kv);
 #define ALLOY_KV_PRESET(name, keys, values, loss) \
-    if (wanted == #name) return {true, kv_codec::keys, kv_codec::values, loss};
+    if (wanted == #name) return {true, static_cast<int64_t>(number_of(option::kv_window)), kv_codec::keys, kv_codec::values, loss};
 #include "kv/presets.inc"
 #undef ALLOY_KV_PRESET
     return {};

@@ -7,13 +7,13 @@
 
 namespace alloy::kv {
 
-// The most recent cells of a sequence stay rows: together with the sinks they are worth about a bit of everything else.
-constexpr int64_t recent_window = 128;
 // Tokens at positions below this draw attention whatever they say (attention sinks). Their block is never sealed.
 constexpr int32_t sink_positions = 4;
 
 struct policy {
     bool lossy = false; // else rows stay as declared
+    // The most recent cells of a sequence stay rows: together with the sinks they are worth about a bit of everything else.
+    int64_t window = 128;
     kv_codec keys = kv_codec::i8, values = kv_codec::i8;
     const char * loss = ""; // as measured, for the user
 };
