@@ -61,10 +61,35 @@ void cache_use::prepare() {
     for (const cache_read & r : reads) {
         if (r.cache->has_sealable(sequences_)) to_seal_.push_back(r.cache);
     }
+    choose_samples(sequences == 1 && streams == 1);
+}
+
+// Rows of several sequences in one cache see different cells: masks would have to be looked up.
+void cache_use::choose_samples(bool one_sequence) {
+    sampling_ = one_sequence && !to_seal_.empty() && !sampled.empty() && sampled.front()->keys->rates().sample_next();
+    for (const auto & layer : sampled) {
+        layer->sample.wanted = sampling_;
+        if (!sampling_) continue;
+        layer->sample.tokens = std::min(layer->tokens, kv::attention_sample::max_tokens);
+        layer->sample.resize();
+    }
+}
+
+void cache_use::measure(int num_threads) const {
+    if (!sampling_) return;
+    for (int64_t i; (i = measuring_.take(static_cast<int64_t>(sampled.size()), num_threads)) >= 0;) {
+        const sampled_layer & layer = *sampled[static_cast<size_t>(i)];
+        const int64_t block = layer.keys->next_sealable(sequences_);
+        if (block >= 0 && layer.values->next_sealable(sequences_) == block) layer.keys->rates().measure(*layer.keys, *layer.values, block, layer.sample);
+    }
+}
+
+void cache_use::assign() const {
+    if (sampling_) sampled.front()->keys->rates().assign();
 }
 
 void cache_use::seal(int num_threads) const {
-    for (int64_t i; (i = work_.take(static_cast<int64_t>(to_seal_.size()), num_threads)) >= 0;) to_seal_[static_cast<size_t>(i)]->seal(sequences_);
+    for (int64_t i; (i = sealing_.take(static_cast<int64_t>(to_seal_.size()), num_threads)) >= 0;) to_seal_[static_cast<size_t>(i)]->seal(sequences_);
 }
 
 } // namespace alloy::graph

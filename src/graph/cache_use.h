@@ -3,6 +3,7 @@
 #include "kv/kv.h"
 #include "ops/work_counter.h"
 
+#include <memory>
 #include <vector>
 
 namespace alloy::graph {
@@ -19,21 +20,33 @@ struct cache_read { // keys or values of a FLASH_ATTN_EXT
     int64_t cells; // of each stream; none beyond is used. Negative: the tensor does not say
 };
 
+// One layer's attention, whose last tokens may be sampled to learn what bits its heads need.
+struct sampled_layer {
+    kv::cache_tensor *keys, *values;
+    int64_t tokens; // of the graph
+    kv::attention_sample sample;
+};
+
 struct cache_use {
     std::vector<cache_write> writes;
     std::vector<cache_read> reads;
     const host::tensor * positions = nullptr; // I32 [tokens or more], in host memory, or null
+    std::vector<std::unique_ptr<sampled_layer>> sampled;
 
     // Before anything is written, with indices that were checked: opens what is written, drops what nobody uses, finds what to seal.
     void prepare();
-    // After the last read. The share of one thread.
+    // After the last read, in this order; the share of one thread each.
+    void measure(int num_threads) const;
+    void assign() const; // one thread
     void seal(int num_threads) const;
     bool may_seal() const;
 
   private:
     std::vector<kv::cache_tensor *> to_seal_;
     int64_t sequences_ = 1; // of a stream
-    mutable ops::work_counter work_;
+    void choose_samples(bool one_sequence);
+    bool sampling_ = false;
+    mutable ops::work_counter measuring_, sealing_;
 };
 
 } // namespace alloy::graph

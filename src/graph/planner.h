@@ -40,7 +40,9 @@ class planner {
     bool only_shifts_cells() const;
     std::vector<kv::cache_tensor *> caches_to_open(const tensor * node);
     void add_cache_step(bool open, const kv::cache_tensor & cache);
-    void add_seal_step();
+    void add_seal_steps();
+    void sample_attention(const tensor * node, ops::attention_call & call);
+    void add_weighing(const tensor * made);
 
     // --- fusion: how many nodes each takes, 0 for none
     size_t fuse(size_t i);

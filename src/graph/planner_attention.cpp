@@ -71,6 +71,7 @@ bool planner::add_attention(std::vector<tensor *> nodes, const tensor * out, int
     const ops::mask_map * map = mask_map_for(node);
     plan_.attentions.push_back(
         ops::make_attention_call(node, out, map, cells_of(node->src[1]), cells_of(node->src[2]), wanted_precision(), rotate_out, attention_memory_));
+    sample_attention(node, *plan_.attentions.back());
     const ops::attention_call * call = plan_.attentions.back().get();
     const byte_range work = range_at(attention_memory_.data, bytes_of(attention_memory_));
     step s;
@@ -81,6 +82,7 @@ bool planner::add_attention(std::vector<tensor *> nodes, const tensor * out, int
         if (source != nullptr) s.reads.push_back(range_of(source));
     }
     s.reads.push_back(sight_range(*map));
+    if (call->residual != nullptr) s.reads.push_back(range_of(call->residual));
     s.writes = {work};
     s.label = std::string("attention ") + cell_type_name(call->keys.declared) + (call->int8 ? " int8" : "");
     step * last = &s;
@@ -93,6 +95,11 @@ bool planner::add_attention(std::vector<tensor *> nodes, const tensor * out, int
         if (node->src[4] != nullptr) join.reads.push_back(range_of(node->src[4]));
         join.label = "join";
         last = &join;
+    }
+    if (call->sample != nullptr) {
+        const byte_range sampled = range_at(call->sample, sizeof(*call->sample));
+        s.writes.push_back(sampled);
+        if (last != &s) last->writes.push_back(sampled);
     }
     last->writes.push_back(range_of(nodes.back()));
     last->fused_nodes = static_cast<int>(nodes.size()) - 1;

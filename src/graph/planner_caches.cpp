@@ -16,7 +16,16 @@ void open_cache(const void * arguments, int thread, int num_threads) {
 void close_cache(const void * arguments, int thread, int num_threads) {
     const_cast<kv::cache_tensor *>(static_cast<const kv::cache_tensor *>(arguments))->seal_share(thread, num_threads);
 }
+void measure_heads(const void * arguments, int, int num_threads) { static_cast<const cache_use *>(arguments)->measure(num_threads); }
+void assign_rates(const void * arguments, int, int) { static_cast<const cache_use *>(arguments)->assign(); }
+void weigh_sum(const void * arguments, int, int) {
+    const auto & [call, sum] = *static_cast<const weighed_sum *>(arguments);
+    call->weigh_sum(sum);
+}
 void seal_caches(const void * arguments, int, int num_threads) { static_cast<const cache_use *>(arguments)->seal(num_threads); }
+
+// Stands for all that a sample holds.
+byte_range range_of_sample(const kv::attention_sample & sample) { return range_at(&sample, sizeof(sample)); }
 
 byte_range range_of_cache(const kv::cache_tensor & cache) { return {cache.address(), cache.address() + cache.bytes()}; }
 
@@ -86,14 +95,64 @@ void planner::add_cache_step(bool open, const kv::cache_tensor & cache) {
     plan_.steps.push_back(std::move(s));
 }
 
-void planner::add_seal_step() {
+void planner::add_seal_steps() {
     if (!plan_.caches->may_seal()) return;
+    const auto add = [&](void (*run)(const void *, int, int), int tasks, const char * label) {
+        step s;
+        s.run = run;
+        s.arguments = plan_.caches.get();
+        s.num_tasks = tasks;
+        for (const cache_read & r : plan_.caches->reads) s.writes.push_back(range_of_cache(*r.cache));
+        for (const auto & layer : plan_.caches->sampled) s.reads.push_back(range_of_sample(layer->sample));
+        s.label = label;
+        plan_.steps.push_back(std::move(s));
+    };
+    if (!plan_.caches->sampled.empty()) {
+        add(measure_heads, one_task_a_thread, "measure heads");
+        add(assign_rates, 1, "assign rates");
+    }
+    add(seal_caches, one_task_a_thread, "seal");
+}
+
+// Where heads have bits of their own, attention can be sampled, and what it adds to the residual stream.
+void planner::sample_attention(const tensor * node, ops::attention_call & call) {
+    kv::cache_tensor *keys = cache_of(node->src[1]), *values = cache_of(node->src[2]);
+    const bool compressed = keys != nullptr && values != nullptr && !keys->is_plain() && !values->is_plain();
+    if (!compressed || !keys->rates().on() || call.softcap != 0 || call.max_bias != 0) return;
+    plan_.caches->sampled.push_back(std::make_unique<sampled_layer>(sampled_layer{keys, values, node->src[0]->ne[1], {}}));
+    kv::attention_sample & sample = plan_.caches->sampled.back()->sample;
+    sample.heads = call.shape.heads;
+    sample.kv_heads = call.shape.kv_heads;
+    sample.d_k = call.shape.d_k;
+    sample.d_v = call.shape.d_v;
+    sample.scale = call.scale;
+    call.sample = &sample;
+    // The next sum of two equal shapes, one of them made before the attention.
+    constexpr int64_t most_nodes_between = 8;
+    const auto at = std::find(live_.begin(), live_.end(), node);
+    for (auto sum = at; sum != live_.end() && sum - at <= most_nodes_between; sum++) {
+        const tensor *a = (*sum)->src[0], *b = (*sum)->src[1];
+        if (host::op_of(*sum) != op::add || !std::equal(std::begin(a->ne), std::end(a->ne), b->ne) || (*sum)->type != host::type_f32) continue;
+        const bool a_is_later = std::find(at, sum, a) != sum, one_row_a_token = a->ne[1] == node->src[0]->ne[1] && a->ne[2] == 1 && a->ne[3] == 1;
+        const tensor * residual = a_is_later ? b : a;
+        if (!one_row_a_token || residual->type != host::type_f32 || residual->nb[0] != sizeof(float)) return;
+        call.residual = residual;
+        sample.n = residual->ne[0];
+        plan_.weighed_sums.push_back(std::make_unique<weighed_sum>(weighed_sum{&call, *sum}));
+        return;
+    }
+}
+
+// After the step that made a sum which is to be weighed.
+void planner::add_weighing(const tensor * made) {
+    if (plan_.weighed_sums.empty() || plan_.weighed_sums.back()->sum != made) return;
     step s;
-    s.run = seal_caches;
-    s.arguments = plan_.caches.get();
-    s.num_tasks = one_task_a_thread;
-    for (const cache_read & r : plan_.caches->reads) s.writes.push_back(range_of_cache(*r.cache));
-    s.label = "seal";
+    s.run = weigh_sum;
+    s.arguments = plan_.weighed_sums.back().get();
+    s.num_tasks = 1;
+    s.reads = {range_of(made)};
+    s.writes = {range_of_sample(*plan_.weighed_sums.back()->call->sample)};
+    s.label = "weigh sum";
     plan_.steps.push_back(std::move(s));
 }
 

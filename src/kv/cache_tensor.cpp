@@ -20,10 +20,10 @@ uint64_t bits(int64_t first, int64_t count) { return count >= 64 ? ~uint64_t{0} 
 
 } // namespace
 
-cache_tensor::cache_tensor(const host::tensor & declared, void * address, size_t bytes, const policy & wanted, page_arena & arena)
+cache_tensor::cache_tensor(const host::tensor & declared, void * address, size_t bytes, const policy & wanted, page_arena & arena, head_rates & rates)
     : type_(declared.type), address_(reinterpret_cast<uintptr_t>(address)), bytes_(bytes), row_bytes_(declared.nb[1]),
       num_rows_(declared.ne[1] * declared.ne[2] * declared.ne[3]), blocks_a_stream_((declared.ne[1] + block_cells - 1) / block_cells), policy_(wanted),
-      arena_(arena) {
+      arena_(arena), rates_(rates) {
     parse_cache_name(declared.name, name_);
     whole_blocks_ = declared.ne[1] % block_cells == 0 && row_bytes_ * static_cast<size_t>(num_rows_) == bytes;
     plain_ = !wanted.lossy || name_.is_side_cache || !whole_blocks_;
@@ -195,6 +195,7 @@ bool cache_tensor::learn_heads(const host::tensor & t) {
     d_ = d;
     heads_ = heads;
     rotation_ = is_quantised(declared) ? 0 : rotation_of(d); // the host rotates what it quantises
+    codecs_.assign(static_cast<size_t>(heads), name_.is_value ? policy_.values : policy_.keys);
     const attention_cells * rows = find_attention(declared);
     pages_.resize(blocks_.size() * static_cast<size_t>(heads));
     for (size_t b = 0; b < blocks_.size(); b++) {
@@ -218,8 +219,10 @@ bool cache_tensor::is_sealable(const block & b, int64_t sequences) const {
     return !b.sealed && b.written == ~uint64_t{0} && b.sinks == 0 && !b.stuck && b.age + static_cast<uint64_t>(policy_.window * sequences) <= s.rows;
 }
 
-bool cache_tensor::has_sealable(int64_t sequences) const {
-    return d_ != 0 && !plain_ && std::any_of(open_.begin(), open_.end(), [&](int32_t b) { return is_sealable(blocks_[static_cast<size_t>(b)], sequences); });
+int64_t cache_tensor::next_sealable(int64_t sequences) const {
+    if (d_ == 0 || plain_) return -1;
+    const auto found = std::find_if(open_.begin(), open_.end(), [&](int32_t b) { return is_sealable(blocks_[static_cast<size_t>(b)], sequences); });
+    return found != open_.end() ? *found : -1;
 }
 
 void cache_tensor::seal(int64_t sequences) {

@@ -40,7 +40,7 @@ kv_view plain_view(const host::tensor & t) {
 }
 
 void store::add(const host::tensor & declared, void * address, size_t bytes) {
-    caches_.push_back(std::make_unique<cache_tensor>(declared, address, bytes, policy_, arena_));
+    caches_.push_back(std::make_unique<cache_tensor>(declared, address, bytes, policy_, arena_, rates_));
 }
 
 void store::sort() {

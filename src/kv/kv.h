@@ -6,6 +6,7 @@
 #pragma once
 #include "host/abi_v3.h"
 #include "kernels/attention/attention.h"
+#include "kv/head_rates.h"
 #include "kv/page_arena.h"
 #include "kv/policy.h"
 
@@ -52,7 +53,7 @@ struct block_write {
 
 class cache_tensor {
   public:
-    cache_tensor(const host::tensor & declared, void * address, size_t bytes, const policy & wanted, page_arena & arena);
+    cache_tensor(const host::tensor & declared, void * address, size_t bytes, const policy & wanted, page_arena & arena, head_rates & rates);
     ~cache_tensor();
     cache_tensor(const cache_tensor &) = delete;
     cache_tensor & operator=(const cache_tensor &) = delete;
@@ -87,8 +88,18 @@ class cache_tensor {
     // The graph's cells of this stream end here: what lies beyond is not used by anybody.
     void trim(int64_t stream, int64_t cells);
     // Whether blocks are full and old, with so many sequences at work in a stream; seal() seals them.
-    bool has_sealable(int64_t sequences) const;
+    bool has_sealable(int64_t sequences) const { return next_sealable(sequences) >= 0; }
     void seal(int64_t sequences);
+
+    // --- rates of heads, known once attention has shown them
+    int64_t d() const { return d_; }
+    int64_t heads() const { return heads_; }
+    int64_t rotation() const { return rotation_; } // of sealed pages: groups of so many; 0: none
+    kv_codec codec(int64_t head) const { return codecs_[static_cast<size_t>(head)]; }
+    void set_codec(int64_t head, kv_codec codec) { codecs_[static_cast<size_t>(head)] = codec; } // of blocks sealed from now on
+    head_rates & rates() const { return rates_; }
+    int64_t next_sealable(int64_t sequences) const; // a block that seal() would seal; -1: none
+    std::vector<float> turned_rows(int64_t block, int64_t head) const; // [64][d] of a block that is not sealed, as its page would hold them
 
   private:
     static constexpr int64_t block_cells = attention_block;
@@ -133,10 +144,12 @@ class cache_tensor {
     cache_name name_;
     policy policy_;
     page_arena & arena_;
+    head_rates & rates_;
     bool whole_blocks_; // no block has cells of two streams
     bool plain_;        // rows for good
 
     int64_t d_ = 0, heads_ = 0, rotation_ = 0;  // known once attention has shown them
+    std::vector<kv_codec> codecs_;              // [heads]
     std::vector<attention_page> pages_;         // [streams][heads][blocks_a_stream]
     std::vector<block> blocks_;
     std::vector<stream> streams_;
@@ -146,7 +159,7 @@ class cache_tensor {
 // The cache tensors of one buffer.
 class store {
   public:
-    explicit store(const policy & wanted) : policy_(wanted) {}
+    explicit store(const policy & wanted) : policy_(wanted), rates_(wanted) {}
     void add(const host::tensor & declared, void * address, size_t bytes);
     void sort(); // after the last add()
     cache_tensor * find(uintptr_t address);
@@ -156,6 +169,7 @@ class store {
   private:
     policy policy_;
     page_arena arena_;
+    head_rates rates_;
     std::vector<std::unique_ptr<cache_tensor>> caches_; // sorted by address
 };
 

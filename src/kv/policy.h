@@ -15,7 +15,8 @@ struct policy {
     // The most recent cells of a sequence stay rows: together with the sinks they are worth about a bit of everything else.
     int64_t window = 128;
     kv_codec keys = kv_codec::i8, values = kv_codec::i8;
-    const char * loss = ""; // as measured, for the user
+    const char * loss = ""; // as measured, for the user; null: it was not measured for this
+    double share = 0;       // > 0: each head gets bits of its own around these, to so large a share of the bytes of f16
 };
 
 // What GGML_ALLOY_KV asks for.

@@ -23,30 +23,34 @@ attention_page & cache_tensor::page(int64_t block, int64_t head) {
     return pages_[static_cast<size_t>((stream * heads_ + head) * blocks_a_stream_ + block % blocks_a_stream_)];
 }
 
+std::vector<float> cache_tensor::turned_rows(int64_t block, int64_t head) const {
+    std::vector<float> rows(static_cast<size_t>(block_cells * d_));
+    const attention_page & from = page(block, head);
+    from.cells->expand(from.data, static_cast<int64_t>(row_bytes_), block_cells, d_, rows.data());
+    if (rotation_ > 0) hadamard_in_place(rows.data(), block_cells * d_ / rotation_, rotation_);
+    return rows;
+}
+
 // False: a row is not finite, or memory is short. Nothing is changed then.
 bool cache_tensor::seal_block(int64_t block) {
-    const kv_codec codec = name_.is_value ? policy_.values : policy_.keys;
-    const codec_kernel encode = find_encode(codec);
-    const attention_cells * cells = find_attention(cell_type_of_codec(codec));
-    const auto bytes = static_cast<size_t>(kv_codec_page_bytes(codec, d_));
-    std::vector<float> rows(static_cast<size_t>(block_cells * d_));
-    std::vector<uint8_t *> sealed;
+    std::vector<attention_page> sealed;
+    size_t taken = 0;
     for (int64_t head = 0; head < heads_; head++) {
-        const attention_page & from = page(block, head);
-        from.cells->expand(from.data, static_cast<int64_t>(row_bytes_), block_cells, d_, rows.data());
-        if (rotation_ > 0) hadamard_in_place(rows.data(), block_cells * d_ / rotation_, rotation_);
+        const kv_codec codec = codecs_[static_cast<size_t>(head)];
+        const std::vector<float> rows = turned_rows(block, head);
+        const auto bytes = static_cast<size_t>(kv_codec_page_bytes(codec, d_));
         uint8_t * to = arena_.take(bytes);
-        if (to != nullptr) sealed.push_back(to);
-        if (to == nullptr || !encode({rows.data(), d_ * static_cast<int64_t>(sizeof(float)), d_, to})) {
-            for (uint8_t * p : sealed) arena_.give_back(p, bytes);
+        if (to != nullptr) sealed.push_back({to, find_attention(cell_type_of_codec(codec))});
+        taken += bytes;
+        if (to == nullptr || !find_encode(codec)({rows.data(), d_ * static_cast<int64_t>(sizeof(float)), d_, to})) {
+            for (const attention_page & p : sealed) arena_.give_back(const_cast<uint8_t *>(p.data), page_bytes_of(p, d_));
             count(counter::kv_unsealable_blocks);
             return false;
         }
     }
-    for (int64_t head = 0; head < heads_; head++) page(block, head) = {sealed[static_cast<size_t>(head)], cells};
+    for (int64_t head = 0; head < heads_; head++) page(block, head) = sealed[static_cast<size_t>(head)];
     blocks_[static_cast<size_t>(block)].sealed = true;
     drop_rows(block);
-    const size_t taken = bytes * sealed.size();
     count(counter::kv_sealed_pages, sealed.size());
     count(counter::kv_sealed_bytes, taken);
     count(counter::kv_saved_bytes, block_bytes() - taken);

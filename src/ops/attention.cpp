@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 namespace alloy::ops {
 namespace {
@@ -97,7 +98,32 @@ void make_rows(const attention_call & call, int64_t state, int64_t first_token, 
             rows->sight = call.map->row(token, head, stream);
             rows->slope = slope_of(head, s.heads, call.max_bias);
             rows->sink = sinks == nullptr ? -INFINITY : static_cast<const float *>(sinks->data)[head];
+            const int64_t sampled = call.sample != nullptr && call.sample->wanted ? token - (s.tokens - call.sample->tokens) : -1;
+            rows->log_sum = sampled >= 0 ? &call.sample->log_sum[static_cast<size_t>(head * call.sample->tokens + sampled)] : nullptr;
         }
+    }
+}
+
+// Keeps the rows that were to be sampled, once they are finished.
+void keep_sample(const attention_call & call, const attention_row * rows, int64_t num_rows) {
+    if (call.sample == nullptr || !call.sample->wanted) return;
+    kv::attention_sample & kept = *call.sample;
+    const attention_shape & s = call.shape;
+    for (const attention_row * row = rows; row < rows + num_rows; row++) {
+        if (row->log_sum == nullptr) continue;
+        const auto at = row->log_sum - kept.log_sum.data();
+        std::copy_n(row->q, s.d_k, kept.q.data() + at * s.d_k);
+        float * out = kept.out.data() + at * s.d_v;
+        std::copy_n(row->out, s.d_v, out);
+        // Transforms of the host, undone here, are the frame that quantised values lie in.
+        if (is_quantised(call.values.declared) && call.rotate_out > 0) hadamard_in_place(out, s.d_v / call.rotate_out, call.rotate_out);
+    }
+}
+
+void keep_residual(const attention_call & call) {
+    kv::attention_sample & kept = *call.sample;
+    for (int64_t i = 0; i < kept.tokens && kept.n > 0; i++) {
+        std::memcpy(kept.residual.data() + i * kept.n, row_at(call.residual, call.residual->ne[1] - kept.tokens + i, 0, 0), static_cast<size_t>(kept.n) * sizeof(float));
     }
 }
 
@@ -159,6 +185,7 @@ void run_many(const attention_call & call, int thread, int num_threads) {
         attention_begin(args, at);
         count_tiles(attend_tiles(args, at, mine.scratch));
         attention_finish(args, &at, 1, 0, args.num_rows);
+        keep_sample(call, mine.rows, args.num_rows);
     }
 }
 
@@ -293,6 +320,7 @@ bool queries_lie_as_output(const tensor * node, const tensor * out) {
 void attention_call::run(int thread, int num_threads) const {
     num_threads = std::min(num_threads, memory.max_threads);
     if (thread >= num_threads) return;
+    if (thread == 0 && sample != nullptr && sample->wanted) keep_residual(*this);
     if (few) run_few(*this, num_threads);
     else run_many(*this, thread, num_threads);
 }
@@ -305,6 +333,20 @@ void attention_call::join(int thread, int num_threads) const {
         for (int64_t p = 0; p < pieces; p++) seen[p] = few_piece_at(*this, first + p).state(head);
         const few_piece any = few_piece_at(*this, first); // all hold the same rows
         attention_finish(args_of(*this, i, any.rows_of(head), any.rows_of_head), seen, pieces, 0, any.rows_of_head);
+        keep_sample(*this, any.rows_of(head), any.rows_of_head);
+    }
+}
+
+void attention_call::weigh_sum(const tensor * sum) const {
+    if (!sample->wanted) return;
+    sample->added = sample->before = 0;
+    for (int64_t i = 0; i < sample->tokens; i++) {
+        const auto * now = reinterpret_cast<const float *>(row_at(sum, sum->ne[1] - sample->tokens + i, 0, 0));
+        const float * before = sample->residual.data() + i * sample->n;
+        for (int64_t j = 0; j < sample->n; j++) {
+            sample->added += (now[j] - before[j]) * (now[j] - before[j]);
+            sample->before += before[j] * before[j];
+        }
     }
 }
 

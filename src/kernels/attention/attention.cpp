@@ -323,6 +323,7 @@ void attention_finish(const attention_args & args, const attention_state * state
             empty = empty && sums.m[r] == -INFINITY && std::all_of(sums.l + 16 * r, sums.l + 16 * (r + 1), [](float x) { return x == 0; });
         });
         std::fill_n(row.out, d, 0.0f);
+        if (empty && row.log_sum != nullptr) *row.log_sum = INFINITY; // no cell has a share
         if (empty) continue;
         if (m == -INFINITY) m = 0;
         float l = std::exp2(row.sink * log2_e - m);
@@ -330,6 +331,7 @@ void attention_finish(const attention_args & args, const attention_state * state
             const float factor = std::exp2(sums.m[r] - m);
             for (int64_t p = 0; p < 16; p++) l += factor * sums.l[16 * r + p];
         });
+        if (row.log_sum != nullptr) *row.log_sum = m + std::log2(l);
         if (args.sealed_v > 0 && args.rotate_v == 0) {
             parts.add(true, m, row.out);
             args.rotate(row.out, d / args.sealed_v, args.sealed_v);

@@ -55,6 +55,7 @@ struct attention_row {
     const uint8_t * sight;  // attention_sight bits, one byte a block
     float slope;            // of the mask
     float sink;             // a logit without a cell; -inf: none
+    float * log_sum = nullptr; // where attention_finish puts log2 of the sum of exp(s), or null
 };
 
 struct attention_tiles;
