@@ -13,6 +13,7 @@ enum class counter : int {
     count,
 };
 inline constexpr int num_counters = static_cast<int>(counter::count);
+inline constexpr int kv_map_layers = 256, kv_map_heads = 128; // beyond, heads are not shown
 inline constexpr int num_host_ops = 128; // delegated nodes are also counted by the host's op number, which is below this
 
 struct counter_info {
@@ -36,8 +37,10 @@ struct counter_block {
     std::atomic<uint64_t> values[64];
     std::atomic<uint64_t> delegated[num_host_ops];
     char op_names[num_host_ops][24];
+    // What heads are sealed as: the number of the codec plus 1, of keys in the low half, of values in the high half; 0: rows.
+    std::atomic<uint8_t> kv_codecs[kv_map_layers][kv_map_heads];
 };
-inline constexpr uint32_t counter_version = 1;
+inline constexpr uint32_t counter_version = 2;
 static_assert(num_counters <= 64);
 
 counter_block & counters();

@@ -84,6 +84,19 @@ size_t memory::bytes_for(host::tensor ** tensors, int n) {
     return total;
 }
 
+size_t memory::expected_bytes(host::tensor ** tensors, int n) {
+    const kv::policy policy = kv::wanted_policy();
+    size_t total = 0;
+    for (int i = 0; i < n; i++) {
+        if (!is_ours_to_place(tensors[i])) continue;
+        kv::cache_name name;
+        const size_t place = place_of(tensors[i]);
+        const bool compressed = policy.lossy && kv::parse_cache_name(tensors[i]->name, name) && !name.is_side_cache;
+        total += compressed ? std::min(place, kv::expected_bytes(policy, tensors[i]->ne[0], tensors[i]->ne[1] * tensors[i]->ne[2], tensors[i]->nb[1])) : place;
+    }
+    return total;
+}
+
 std::unique_ptr<memory> memory::for_tensors(host::tensor ** tensors, int n) {
     std::unique_ptr<memory> m(new memory);
     m->purpose_ = purpose_of(tensors, n);
@@ -107,6 +120,7 @@ std::unique_ptr<memory> memory::for_tensors(host::tensor ** tensors, int n) {
         if (with_memory) m->committed_ = next;
     }
 
+    if (m->purpose_ == purpose::kv) kv::announce(kv::wanted_policy());
     m->base_ = os::reserve(m->bytes_);
     if (m->base_ == nullptr || (m->committed_ > 0 && !os::commit(m->base_, m->committed_))) {
         ALLOY_ERROR("no memory for a buffer of %zu MiB", m->bytes_ >> 20);

@@ -22,6 +22,8 @@ class memory {
     static std::unique_ptr<memory> for_tensors(host::tensor ** tensors, int n);
     // Bytes that for_tensors() would lay out, without allocating.
     static size_t bytes_for(host::tensor ** tensors, int n);
+    // The memory that they will take once in use: less where cells are compressed. --fit plans with it.
+    static size_t expected_bytes(host::tensor ** tensors, int n);
     ~memory();
 
     // Gives every tensor of the list its address in `buffer`, whose context this is. False: the host refused or memory is short.

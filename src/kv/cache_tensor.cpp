@@ -33,6 +33,7 @@ cache_tensor::cache_tensor(const host::tensor & declared, void * address, size_t
 
 // Rows go with the buffer.
 cache_tensor::~cache_tensor() {
+    for (int64_t head = 0; head < heads_; head++) show_codec(head, 0);
     for (size_t b = 0; b < blocks_.size(); b++) {
         if (blocks_[b].sealed) free_pages(static_cast<int64_t>(b));
         else if (blocks_[b].written != 0) uncount(counter::kv_live_bytes, block_bytes());
@@ -64,6 +65,18 @@ void cache_tensor::note_write(const block_write & w) {
     if (b.listed || plain_) return;
     b.listed = true;
     open_.push_back(static_cast<int32_t>(w.block));
+}
+
+void cache_tensor::show_codec(int64_t head, int number) const {
+    if (name_.layer < 0 || name_.layer >= kv_map_layers || head >= kv_map_heads) return;
+    std::atomic<uint8_t> & shown = counters().kv_codecs[name_.layer][head];
+    const int keys = name_.is_value ? shown.load() & 15 : number, values = name_.is_value ? number : shown.load() >> 4;
+    shown.store(static_cast<uint8_t>(values << 4 | keys));
+}
+
+void cache_tensor::set_codec(int64_t head, kv_codec codec) {
+    codecs_[static_cast<size_t>(head)] = codec;
+    show_codec(head, static_cast<int>(codec) + 1);
 }
 
 void cache_tensor::make_writable(int64_t block, bool all_of_it) {
@@ -160,6 +173,11 @@ bool cache_tensor::copy_from(const cache_tensor & source, size_t source_offset, 
     return true;
 }
 
+bool cache_tensor::fits_as_rows() const {
+    const auto sealed = std::count_if(blocks_.begin(), blocks_.end(), [](const block & b) { return b.sealed; });
+    return sealed == 0 || static_cast<size_t>(sealed) * block_bytes() <= os::available_memory();
+}
+
 void cache_tensor::keep_plain(const char * why) {
     if (plain_) return;
     plain_ = true;
@@ -167,6 +185,7 @@ void cache_tensor::keep_plain(const char * why) {
         if (blocks_[b].sealed) open_block(static_cast<int64_t>(b));
     }
     open_.clear();
+    for (int64_t head = 0; head < heads_; head++) show_codec(head, 0);
     count(counter::kv_plain_caches);
     ALLOY_WARN("KV cache: cache_%c_l%d stays uncompressed: %s", name_.is_value ? 'v' : 'k', name_.layer, why);
 }
@@ -195,7 +214,8 @@ bool cache_tensor::learn_heads(const host::tensor & t) {
     d_ = d;
     heads_ = heads;
     rotation_ = is_quantised(declared) ? 0 : rotation_of(d); // the host rotates what it quantises
-    codecs_.assign(static_cast<size_t>(heads), name_.is_value ? policy_.values : policy_.keys);
+    codecs_.resize(static_cast<size_t>(heads));
+    for (int64_t head = 0; head < heads; head++) set_codec(head, name_.is_value ? policy_.values : policy_.keys);
     const attention_cells * rows = find_attention(declared);
     pages_.resize(blocks_.size() * static_cast<size_t>(heads));
     for (size_t b = 0; b < blocks_.size(); b++) {

@@ -75,6 +75,7 @@ class cache_tensor {
 
     // --- operations of the host on rows at the tensor's own address
     void keep_plain(const char * why); // for good
+    bool fits_as_rows() const;         // whether there is memory for that
     bool is_plain() const { return plain_; }
     // Opens and seals again what was open, the share of one of num_threads threads.
     void open_share(int thread, int num_threads);
@@ -96,7 +97,7 @@ class cache_tensor {
     int64_t heads() const { return heads_; }
     int64_t rotation() const { return rotation_; } // of sealed pages: groups of so many; 0: none
     kv_codec codec(int64_t head) const { return codecs_[static_cast<size_t>(head)]; }
-    void set_codec(int64_t head, kv_codec codec) { codecs_[static_cast<size_t>(head)] = codec; } // of blocks sealed from now on
+    void set_codec(int64_t head, kv_codec codec); // of blocks sealed from now on
     head_rates & rates() const { return rates_; }
     int64_t next_sealable(int64_t sequences) const; // a block that seal() would seal; -1: none
     std::vector<float> turned_rows(int64_t block, int64_t head) const; // [64][d] of a block that is not sealed, as its page would hold them
@@ -124,6 +125,7 @@ class cache_tensor {
     const attention_page & page(int64_t block, int64_t head) const { return const_cast<cache_tensor *>(this)->page(block, head); }
     size_t block_bytes() const { return row_bytes_ * block_cells; }
 
+    void show_codec(int64_t head, int number) const; // in the published map
     void make_writable(int64_t block, bool all_of_it);
     void note_write(const block_write & w);
     bool seal_block(int64_t block);

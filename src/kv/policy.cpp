@@ -1,7 +1,9 @@
 #include "kv/policy.h"
 
+#include "base/log.h"
 #include "base/options.h"
 
+#include <atomic>
 #include <utility>
 
 namespace alloy::kv {
@@ -32,8 +34,29 @@ policy wanted_policy() {
     return p;
 }
 
+void announce(const policy & p) {
+    static std::atomic<bool> done{false};
+    if (!p.lossy || done.exchange(true)) return;
+    const char * of_keys = traits_of_codecs[static_cast<int>(p.keys)].name;
+    const char * of_values = traits_of_codecs[static_cast<int>(p.values)].name;
+    if (p.share > 0) {
+        ALLOY_WARN("KV cache: compressed to %.1f %% of f16 where cells are not recent, bits chosen for each head around keys %s, values %s; lossy, not measured "
+                   "for this share", 100 * p.share, of_keys, of_values);
+    } else {
+        ALLOY_WARN("KV cache: %s (keys %s, values %s) saves %.1f %% of f16 where cells are not recent; lossy, measured on SmolLM2-135M / Gemma-3-270M: %s",
+                   text_of(option::kv).c_str(), of_keys, of_values, 100 * (1 - share_of_f16(p, typical_d)), p.loss);
+    }
+}
+
 double share_of_f16(const policy & p, int64_t d) {
     return static_cast<double>(kv_codec_page_bytes(p.keys, d) + kv_codec_page_bytes(p.values, d)) / static_cast<double>(2 * kv_page_cells * d * 2);
+}
+
+size_t expected_bytes(const policy & p, int64_t elements, int64_t cells, size_t row_bytes) {
+    constexpr int64_t smallest_usual_d = 64;
+    const double share = p.share > 0 ? p.share : share_of_f16(p, smallest_usual_d);
+    const int64_t rows = p.window + 3 * kv_page_cells; // the sinks' block, one that is filled, and one on its way
+    return static_cast<size_t>(share * 2 * static_cast<double>(elements * cells)) + static_cast<size_t>(rows) * row_bytes;
 }
 
 } // namespace alloy::kv

@@ -2,8 +2,8 @@
 #pragma once
 #include "formats/kv_codec.h"
 
+#include <cstddef>
 #include <cstdint>
-#include <string>
 
 namespace alloy::kv {
 
@@ -22,7 +22,13 @@ struct policy {
 // What GGML_ALLOY_KV asks for.
 policy wanted_policy();
 
+// One line a process: what a lossy policy saves, and what it costs.
+void announce(const policy & p);
+
 // Bytes of a sealed page over those of its cells in f16, for heads of d elements.
 double share_of_f16(const policy & p, int64_t d);
+
+// What `cells` cells of `elements` each take when all are in use, of row_bytes each as declared.
+size_t expected_bytes(const policy & p, int64_t elements, int64_t cells, size_t row_bytes);
 
 } // namespace alloy::kv

@@ -100,7 +100,7 @@ buffer * alloc_buffer_n(buffer_type *, tensor ** tensors, int n) {
 
 size_t get_alignment(buffer_type *) { return graph::tensor_alignment; }
 size_t get_alloc_size(buffer_type *, const tensor * t) { return weights::weight_set::bytes_for(t); }
-size_t get_alloc_size_n(buffer_type *, tensor ** tensors, int n) { return memory::bytes_for(tensors, n); }
+size_t get_alloc_size_n(buffer_type *, tensor ** tensors, int n) { return memory::expected_bytes(tensors, n); }
 bool is_host(buffer_type *) { return false; }
 
 } // namespace

@@ -146,7 +146,7 @@ TEST_F(status, foreign_files_are_named_and_left_alone) {
     auto block = good_block(alive.process);
     block->version = 99;
     EXPECT_TRUE(
-        has(complaint({reinterpret_cast<const char *>(block.get()), sizeof(*block)}), "counters of version 99, expected 1"));
+        has(complaint({reinterpret_cast<const char *>(block.get()), sizeof(*block)}), "counters of version 99, expected 2"));
     block = good_block(alive.process + 1);
     EXPECT_TRUE(has(complaint({reinterpret_cast<const char *>(block.get()), sizeof(*block)}), "says process"));
 }
@@ -185,6 +185,19 @@ TEST_F(status, wild_contents_are_shown_safely) {
     EXPECT_TRUE(has(result.out, "AAAA")) << result.out;
     EXPECT_FALSE(has(result.out, "\033")) << result.out;
     EXPECT_EQ(nlohmann::json::parse(look({"--json"}).out).size(), 1u);
+}
+
+TEST_F(status, shows_what_heads_are_compressed_to) {
+    auto block = good_block(alive.process);
+    block->kv_codecs[3][0].store(0x43); // values n4, keys n5
+    block->kv_codecs[3][1].store(0x50); // values n3, keys are rows
+    write(alive.process, *block);
+    EXPECT_TRUE(has(look({"--kv"}).out, "layer   3  n5/n4  rows/n3")) << look({"--kv"}).out;
+    EXPECT_FALSE(has(look().out, "n5/n4"));
+    const auto kv = nlohmann::json::parse(look({"--json"}).out).at(0).at("kv");
+    ASSERT_EQ(kv.size(), 1u);
+    EXPECT_EQ(kv[0]["layer"], 3);
+    EXPECT_EQ(kv[0]["heads"], (std::vector<std::string>{"n5/n4", "rows/n3"}));
 }
 
 TEST_F(status, watch_looks_again) {

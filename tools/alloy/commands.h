@@ -31,6 +31,7 @@ int run(const run_options & options); // does not return when the program was st
 struct status_options {
     bool json = false;
     int pid = 0;      // 0: all
+    bool kv = false;  // also what each head of the KV cache is sealed as
     double watch = 0; // seconds between two looks; 0: once
 };
 int status(const status_options & options);

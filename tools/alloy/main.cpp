@@ -72,6 +72,7 @@ void describe(CLI::App & app, command_line & line) {
 
     CLI::App * status = app.add_subcommand("status", "What the plugin does in each running process");
     status->add_flag("--json", line.for_status.json, "For scripts; with --watch one line a look");
+    status->add_flag("--kv", line.for_status.kv, "Also what each head of the KV cache is compressed to");
     status->add_option("--pid", line.for_status.pid, "Only this process")->check(CLI::PositiveNumber)->type_name("N");
     status->add_option("--watch", line.for_status.watch, "Look again every so many seconds")
         ->check(CLI::Range(0.05, 86400.0))

@@ -3,12 +3,15 @@
 #include "counter_files.h"
 
 #include "base/os.h"
+#include "formats/kv_codec.h"
 
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <ctime>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include <unistd.h>
 
@@ -92,6 +95,36 @@ std::string process_text(const counter_block & block) {
     return rest > 0 ? text + fmt::format("  delegated {:<21} {:>5} nodes\n", "others", rest) : text;
 }
 
+const char * codec_name(int number) { return number >= 1 && number <= static_cast<int>(kv_codec::count) ? traits_of_codecs[number - 1].name : "rows"; }
+
+// Keys / values of each head, for layers that have any: [layer, heads as "n5/n4"].
+std::vector<std::pair<int, std::vector<std::string>>> kv_map(const counter_block & block) {
+    std::vector<std::pair<int, std::vector<std::string>>> layers;
+    for (int layer = 0; layer < kv_map_layers; layer++) {
+        std::vector<std::string> heads;
+        for (int head = 0; head < kv_map_heads; head++) {
+            const int codecs = block.kv_codecs[layer][head].load(std::memory_order_relaxed);
+            if (codecs != 0) heads.push_back(fmt::format("{}/{}", codec_name(codecs & 15), codec_name(codecs >> 4)));
+        }
+        if (!heads.empty()) layers.emplace_back(layer, std::move(heads));
+    }
+    return layers;
+}
+
+std::string kv_text(const counter_block & block) {
+    const auto layers = kv_map(block);
+    if (layers.empty()) return "  KV cache: rows as declared\n";
+    std::string text = "  KV cache, keys/values of each head\n";
+    for (const auto & [layer, heads] : layers) text += fmt::format("  layer {:>3}  {}\n", layer, fmt::join(heads, "  "));
+    return text;
+}
+
+json kv_json(const counter_block & block) {
+    json list = json::array();
+    for (const auto & [layer, heads] : kv_map(block)) list.push_back({{"layer", layer}, {"heads", heads}});
+    return list;
+}
+
 json process_json(const counter_block & block) {
     json counters = json::object(), units = json::object(), ops = json::object();
     for (int i = 0; i < known_counters(block); i++) {
@@ -105,7 +138,8 @@ json process_json(const counter_block & block) {
             {"host", block.host},       {"isa", block.isa},
             {"started", block.started}, {"uptime", uptime(block)},
             {"counters", counters},     {"units", units},
-            {"delegated", ops},         {"own_share", share < 0 ? json() : json(share)}};
+            {"delegated", ops},         {"own_share", share < 0 ? json() : json(share)},
+            {"kv", kv_json(block)}};
 }
 
 // Returns the number of processes shown.
@@ -123,7 +157,10 @@ size_t show(const status_options & options) {
         std::puts(list.dump(options.watch > 0 ? -1 : 2, ' ', false, json::error_handler_t::replace).c_str());
         return files.size();
     }
-    for (size_t i = 0; i < files.size(); i++) fmt::print("{}{}", i == 0 ? "" : "\n", process_text(*files[i].block));
+    for (size_t i = 0; i < files.size(); i++) {
+        fmt::print("{}{}", i == 0 ? "" : "\n", process_text(*files[i].block));
+        if (options.kv) fmt::print("{}", kv_text(*files[i].block));
+    }
     if (files.empty() && options.pid == 0)
         std::puts("No process uses the plugin now.");
     else if (files.empty())
