@@ -5,6 +5,8 @@
 namespace alloy::graph {
 namespace {
 
+constexpr size_t most_blocks_measured = 4; // of each layer in one graph
+
 // Positions of consecutive tokens of one sequence follow one another.
 int64_t count_sequences(const host::tensor * positions, int64_t tokens) {
     if (positions == nullptr || positions->ne[0] < tokens) return 1;
@@ -79,8 +81,9 @@ void cache_use::measure(int num_threads) const {
     if (!sampling_) return;
     for (int64_t i; (i = measuring_.take(static_cast<int64_t>(sampled.size()), num_threads)) >= 0;) {
         const sampled_layer & layer = *sampled[static_cast<size_t>(i)];
-        const int64_t block = layer.keys->next_sealable(sequences_);
-        if (block >= 0 && layer.values->next_sealable(sequences_) == block) layer.keys->rates().measure(*layer.keys, *layer.values, block, layer.sample);
+        const std::vector<int64_t> blocks = layer.keys->sealable(sequences_, most_blocks_measured);
+        if (blocks != layer.values->sealable(sequences_, most_blocks_measured)) continue;
+        for (const int64_t block : blocks) layer.keys->rates().measure(*layer.keys, *layer.values, block, layer.sample);
     }
 }
 

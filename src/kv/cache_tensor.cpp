@@ -239,10 +239,12 @@ bool cache_tensor::is_sealable(const block & b, int64_t sequences) const {
     return !b.sealed && b.written == ~uint64_t{0} && b.sinks == 0 && !b.stuck && b.age + static_cast<uint64_t>(policy_.window * sequences) <= s.rows;
 }
 
-int64_t cache_tensor::next_sealable(int64_t sequences) const {
-    if (d_ == 0 || plain_) return -1;
-    const auto found = std::find_if(open_.begin(), open_.end(), [&](int32_t b) { return is_sealable(blocks_[static_cast<size_t>(b)], sequences); });
-    return found != open_.end() ? *found : -1;
+std::vector<int64_t> cache_tensor::sealable(int64_t sequences, size_t most) const {
+    std::vector<int64_t> found;
+    for (size_t i = 0; i < open_.size() && found.size() < most && d_ != 0 && !plain_; i++) {
+        if (is_sealable(blocks_[static_cast<size_t>(open_[i])], sequences)) found.push_back(open_[i]);
+    }
+    return found;
 }
 
 void cache_tensor::seal(int64_t sequences) {

@@ -12,7 +12,7 @@ namespace alloy::kv {
 namespace {
 
 // Samples that the first assignment rests on; later ones refine it.
-constexpr int64_t eager_samples = 4;
+constexpr int64_t eager_samples = 8;
 constexpr int64_t later_interval = 16;
 
 constexpr int64_t cells = attention_block;

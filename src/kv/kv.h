@@ -89,7 +89,8 @@ class cache_tensor {
     // The graph's cells of this stream end here: what lies beyond is not used by anybody.
     void trim(int64_t stream, int64_t cells);
     // Whether blocks are full and old, with so many sequences at work in a stream; seal() seals them.
-    bool has_sealable(int64_t sequences) const { return next_sealable(sequences) >= 0; }
+    bool has_sealable(int64_t sequences) const { return !sealable(sequences, 1).empty(); }
+    std::vector<int64_t> sealable(int64_t sequences, size_t most) const; // blocks that seal() would seal, some of them
     void seal(int64_t sequences);
 
     // --- rates of heads, known once attention has shown them
@@ -99,7 +100,6 @@ class cache_tensor {
     kv_codec codec(int64_t head) const { return codecs_[static_cast<size_t>(head)]; }
     void set_codec(int64_t head, kv_codec codec); // of blocks sealed from now on
     head_rates & rates() const { return rates_; }
-    int64_t next_sealable(int64_t sequences) const; // a block that seal() would seal; -1: none
     std::vector<float> turned_rows(int64_t block, int64_t head) const; // [64][d] of a block that is not sealed, as its page would hold them
 
   private:

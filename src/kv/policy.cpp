@@ -10,6 +10,7 @@ namespace alloy::kv {
 namespace {
 
 constexpr int64_t typical_d = 128; // scales take a little more of smaller heads
+constexpr double tolerance = 1.02; // and less of larger ones: a share that is just a split's for heads of 256 stands for that split
 
 } // namespace
 
@@ -29,7 +30,7 @@ policy wanted_policy() {
     for (const auto & [keys, values] : splits) {
         p.keys = keys;
         p.values = values;
-        if (share_of_f16(p, typical_d) <= share) break;
+        if (share_of_f16(p, typical_d) <= share * tolerance) break;
     }
     return p;
 }
