@@ -86,6 +86,7 @@ void cache_tensor::make_writable(int64_t block, bool all_of_it) {
 }
 
 void cache_tensor::expect(const std::vector<block_write> & writes) {
+    list_opened();
     for (const block_write & w : writes) {
         make_writable(w.block, w.cells == ~uint64_t{0});
         note_write(w);
@@ -127,7 +128,10 @@ void cache_tensor::read(void * data, size_t offset, size_t bytes) const {
 }
 
 void cache_tensor::clear() {
-    for (size_t b = 0; b < blocks_.size(); b++) drop_block(static_cast<int64_t>(b));
+    for (size_t b = 0; b < blocks_.size(); b++) {
+        drop_block(static_cast<int64_t>(b));
+        blocks_[b] = {};
+    }
     for (stream & s : streams_) s = {};
     open_.clear();
     // The ragged ends are shared with neighbours, and cells may have been read that were never written.

@@ -10,6 +10,7 @@
 #include "kv/page_arena.h"
 #include "kv/policy.h"
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -109,7 +110,7 @@ class cache_tensor {
         uint64_t sinks = 0;   // of these those that begin a sequence
         uint64_t age = 0;     // rows written to the stream until the last of these
         bool sealed = false;
-        bool opened = false;  // by open_share(), to be sealed again
+        bool opened = false;  // by open_share(), to be sealed again by seal_share(), or later when a graph ended between the two
         bool listed = false;  // in open_
         bool stuck = false;   // could not be sealed
     };
@@ -131,6 +132,7 @@ class cache_tensor {
     bool seal_block(int64_t block);
     void decode_block(int64_t block, uint8_t * rows) const; // 64 rows of the declared type
     void open_block(int64_t block);
+    void list_opened();
     bool copy_pages(const cache_tensor & source, int64_t from, int64_t to);
     void free_pages(int64_t block);
     void drop_block(int64_t block);
@@ -156,6 +158,7 @@ class cache_tensor {
     std::vector<block> blocks_;
     std::vector<stream> streams_;
     std::vector<int32_t> open_;                 // blocks that hold rows and may be sealed some day
+    std::atomic<bool> any_opened_{false};       // since list_opened()
 };
 
 // The cache tensors of one buffer.

@@ -7,6 +7,7 @@
 #include "kernels/codec/codec.h"
 #include "kernels/rowwise/rowwise.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace alloy::kv {
@@ -142,14 +143,20 @@ void cache_tensor::drop_block(int64_t block) {
     if (had_rows) drop_rows(block);
 }
 
-// Memory pages go back that hold nothing but rows of this block and of neighbours that hold none.
+// Memory pages go back that hold no rows but those of this block.
 void cache_tensor::drop_rows(int64_t block) {
     const auto begin = reinterpret_cast<uintptr_t>(rows_of(block)), end = begin + block_bytes();
     const uintptr_t page = os::page_bytes();
-    const auto num_blocks = static_cast<int64_t>(blocks_.size());
-    uintptr_t first = (begin + page - 1) / page * page, last = end / page * page;
-    if (block > 0 && !holds_rows(block - 1)) first = begin / page * page;
-    if (block + 1 < num_blocks && !holds_rows(block + 1)) last = (end + page - 1) / page * page;
+    const auto others_hold_rows = [&](uintptr_t from, uintptr_t to) { // blocks smaller than a page of memory have several neighbours in it
+        from = std::max(from, address_), to = std::min(to, address_ + bytes_);
+        for (auto b = static_cast<int64_t>((from - address_) / block_bytes()); from < to && b <= static_cast<int64_t>((to - 1 - address_) / block_bytes()); b++) {
+            if (b != block && holds_rows(b)) return true;
+        }
+        return false;
+    };
+    uintptr_t first = begin / page * page, last = (end + page - 1) / page * page;
+    if (first < begin && others_hold_rows(first, begin)) first += page;
+    if (last > end && others_hold_rows(end, last)) last -= page;
     first = std::max(first, (address_ + page - 1) / page * page); // neighbours of the tensor
     last = std::min(last, (address_ + bytes_) / page * page);
     if (first < last) os::drop_pages(reinterpret_cast<void *>(first), last - first);
@@ -157,6 +164,7 @@ void cache_tensor::drop_rows(int64_t block) {
 
 void cache_tensor::open_share(int thread, int num_threads) {
     if (d_ == 0 || plain_) return;
+    any_opened_.store(true, std::memory_order_relaxed);
     const int threads = block_bytes() % os::page_bytes() == 0 ? num_threads : 1; // else blocks share pages with their neighbours
     for (auto b = static_cast<size_t>(thread); thread < threads && b < blocks_.size(); b += static_cast<size_t>(threads)) {
         if (!blocks_[b].sealed) continue;
@@ -166,11 +174,23 @@ void cache_tensor::open_share(int thread, int num_threads) {
 }
 
 void cache_tensor::seal_share(int thread, int num_threads) {
+    if (plain_) return;
     const int threads = block_bytes() % os::page_bytes() == 0 ? num_threads : 1;
     for (auto b = static_cast<size_t>(thread); thread < threads && b < blocks_.size(); b += static_cast<size_t>(threads)) {
         if (!blocks_[b].opened) continue;
+        blocks_[b].opened = !seal_block(static_cast<int64_t>(b));
+    }
+}
+
+// Blocks that were opened and, because a graph was aborted, not sealed again.
+void cache_tensor::list_opened() {
+    if (!any_opened_.exchange(false, std::memory_order_relaxed)) return;
+    for (size_t b = 0; b < blocks_.size(); b++) {
+        if (!blocks_[b].opened) continue;
         blocks_[b].opened = false;
-        seal_block(static_cast<int64_t>(b));
+        if (blocks_[b].listed || plain_) continue;
+        blocks_[b].listed = true;
+        open_.push_back(static_cast<int32_t>(b));
     }
 }
 

@@ -1,9 +1,9 @@
 #include "fake_ggml.h"
 
-#include "../support/gguf_reference.h"
-
 #include "host/symbols.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -17,6 +17,30 @@ namespace fake {
 namespace {
 
 constexpr int quant_block = 32, quant_bytes = 18, quant_type = 2; // Q4_0
+constexpr int q8_bytes = 34, q8_type = 8;                         // Q8_0
+
+// To nearest, ties to even, as the host rounds.
+uint16_t nearest_half(float x) {
+    const double size = std::fabs(x);
+    const int sign = std::signbit(x) ? 0x8000 : 0;
+    if (std::isnan(x)) return 0x7E00;
+    if (size >= 65520) return static_cast<uint16_t>(sign | 0x7C00);
+    if (size < 0x1p-14) return static_cast<uint16_t>(sign | static_cast<int>(std::nearbyint(size * 0x1p24)));
+    int exponent;
+    const double mantissa = std::frexp(size, &exponent);
+    return static_cast<uint16_t>(sign | (((exponent + 14) << 10) + static_cast<int>(std::nearbyint(mantissa * 2048)) - 1024));
+}
+
+void quantize_q8(const float * from, uint8_t * to, int64_t blocks) {
+    for (int64_t b = 0; b < blocks; b++, from += quant_block, to += q8_bytes) {
+        float largest = 0;
+        for (int i = 0; i < quant_block; i++) largest = std::max(largest, std::fabs(from[i]));
+        const float d = largest / 127;
+        const uint16_t half = nearest_half(d);
+        std::memcpy(to, &half, 2);
+        for (int i = 0; i < quant_block; i++) to[2 + i] = static_cast<uint8_t>(static_cast<int8_t>(d > 0 ? std::round(from[i] / d) : 0));
+    }
+}
 
 // The fake numbers operations as it likes: a real host's numbers must not be built in anywhere.
 constexpr int first_op = 7;
@@ -217,17 +241,19 @@ EXPORT const char * ggml_op_name(int number) {
 }
 EXPORT const char * ggml_type_name(int) { return "f32"; }
 EXPORT size_t ggml_tensor_overhead() { return state().tensor_overhead; }
-EXPORT int64_t ggml_blck_size(int type) { return type == fake::quant_type ? fake::quant_block : 1; }
+EXPORT bool ggml_is_quantized(int type) { return type == fake::quant_type || type == fake::q8_type; }
+EXPORT int64_t ggml_blck_size(int type) { return ggml_is_quantized(type) ? fake::quant_block : 1; }
 EXPORT size_t ggml_row_size(int type, int64_t ne) {
-    return type == fake::quant_type ? static_cast<size_t>(ne / fake::quant_block) * fake::quant_bytes : static_cast<size_t>(ne) * fake::type_bytes(type);
+    if (!ggml_is_quantized(type)) return static_cast<size_t>(ne) * fake::type_bytes(type);
+    return static_cast<size_t>(ne / fake::quant_block) * static_cast<size_t>(type == fake::quant_type ? fake::quant_bytes : fake::q8_bytes);
 }
 EXPORT size_t ggml_quantize_chunk(int type, const float * from, void * to, int64_t, int64_t rows, int64_t k, const float *) {
     const size_t bytes = ggml_row_size(type, rows * k);
     if (type == type_f32) std::memcpy(to, from, bytes);
-    for (int64_t i = 0; type == type_f16 && i < rows * k; i++) static_cast<uint16_t *>(to)[i] = alloy::test::half_bits(from[i]);
+    for (int64_t i = 0; type == type_f16 && i < rows * k; i++) static_cast<uint16_t *>(to)[i] = fake::nearest_half(from[i]);
+    if (type == fake::q8_type) fake::quantize_q8(from, static_cast<uint8_t *>(to), rows * k / fake::quant_block);
     return bytes;
 }
-EXPORT bool ggml_is_quantized(int type) { return type == fake::quant_type; }
 EXPORT size_t ggml_nbytes(const tensor * t) {
     for (int64_t n : t->ne)
         if (n <= 0) return 0;
