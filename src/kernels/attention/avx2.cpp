@@ -24,6 +24,7 @@ struct vec : byte_vec {
     using four = __m256i;
     static constexpr int tile_rows = 6, tile_vectors = 1;
     static constexpr int int8_rows = 3, int8_vectors = 1;
+    static constexpr bool byte_dots = false; // sealed pages in f32, see coded.h
     static constexpr uint8_t key_offset = 128;
     static constexpr float largest_q = 63, largest_p = 127;
     static constexpr int tokens(int rows) { return rows == 1 ? 8 : rows == 2 ? 4 : 2; }

@@ -20,6 +20,8 @@ struct vec : byte_vec {
     using key_codes = __m512i;
     using value_codes = __m512i;
     using four = __m512i;
+    using codes = __m512i; // of 64 channels
+    static constexpr bool byte_dots = true; // see coded.h
     static constexpr int tile_rows = 6, tile_vectors = 4;
     static constexpr int int8_rows = 6, int8_vectors = 4;
     static constexpr uint8_t key_offset = 128; // VPDPBUSD multiplies unsigned by signed bytes
@@ -109,10 +111,9 @@ struct vec : byte_vec {
         }
     }
 
-    // --- 16 x 16 elements of 4 bytes; strides in elements
-    static void transpose16(const float * in, int64_t stride_in, float * out, int64_t stride_out) {
-        __m512 a[16], b[16];
-        for (int i = 0; i < 16; i++) a[i] = load(in + i * stride_in);
+    // --- 16 x 16 elements of 4 bytes
+    static void transpose16(reg (&a)[16]) {
+        __m512 b[16];
         for (int i = 0; i < 16; i += 2) {
             b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
             b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
@@ -130,12 +131,87 @@ struct vec : byte_vec {
             b[i + 12] = _mm512_shuffle_f32x4(a[i + 8], a[i + 12], 0xDD);
         }
         for (int i = 0; i < 4; i++) {
-            store(out + i * stride_out, _mm512_shuffle_f32x4(b[i], b[i + 8], 0x88));
-            store(out + (i + 4) * stride_out, _mm512_shuffle_f32x4(b[i + 4], b[i + 12], 0x88));
-            store(out + (i + 8) * stride_out, _mm512_shuffle_f32x4(b[i], b[i + 8], 0xDD));
-            store(out + (i + 12) * stride_out, _mm512_shuffle_f32x4(b[i + 4], b[i + 12], 0xDD));
+            a[i] = _mm512_shuffle_f32x4(b[i], b[i + 8], 0x88);
+            a[i + 4] = _mm512_shuffle_f32x4(b[i + 4], b[i + 12], 0x88);
+            a[i + 8] = _mm512_shuffle_f32x4(b[i], b[i + 8], 0xDD);
+            a[i + 12] = _mm512_shuffle_f32x4(b[i + 4], b[i + 12], 0xDD);
         }
     }
+    // The same in memory; strides in elements.
+    static void transpose16(const float * in, int64_t stride_in, float * out, int64_t stride_out) {
+        __m512 a[16];
+        for (int i = 0; i < 16; i++) a[i] = load(in + i * stride_in);
+        transpose16(a);
+        for (int i = 0; i < 16; i++) store(out + i * stride_out, a[i]);
+    }
+
+    // --- levels of 64 codes: two groups of 32, in the order of channels
+    static codes load_codes(const uint8_t * a, const uint8_t * b) {
+        const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(a)), high = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(b));
+        return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+    }
+    static codes nibbles(const uint8_t * a, const uint8_t * b) {
+        const codes x = _mm512_mask_broadcast_i32x4(_mm512_broadcast_i32x4(load_bytes(a)), 0xFF00, load_bytes(b));
+        return _mm512_and_si512(_mm512_srlv_epi64(x, _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4)), _mm512_set1_epi8(15));
+    }
+    static codes two_bits(const uint8_t * a, const uint8_t * b) {
+        int64_t low, high;
+        __builtin_memcpy(&low, a, 8);
+        __builtin_memcpy(&high, b, 8);
+        const codes x = _mm512_mask_set1_epi64(_mm512_set1_epi64(low), 0xF0, high);
+        return _mm512_and_si512(_mm512_srlv_epi64(x, _mm512_setr_epi64(0, 2, 4, 6, 0, 2, 4, 6)), _mm512_set1_epi8(3));
+    }
+    using byte_vec::look_up;
+    static codes look_up(const int8_t * table, codes x) {
+        return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i *>(table))), x);
+    }
+    static codes negate_where(codes x, const uint8_t * a, const uint8_t * b) { // bit i of twice 32 for byte i
+        uint32_t low, high;
+        __builtin_memcpy(&low, a, 4);
+        __builtin_memcpy(&high, b, 4);
+        return _mm512_mask_sub_epi8(x, static_cast<uint64_t>(high) << 32 | low, _mm512_setzero_si512(), x);
+    }
+    using byte_vec::odd_levels;
+    static codes odd_levels(codes nibbles, codes high, uint8_t offset) {
+        const codes code = _mm512_or_si512(nibbles, _mm512_slli_epi16(high, 4));
+        return _mm512_add_epi8(_mm512_add_epi8(code, code), _mm512_set1_epi8(static_cast<char>(offset - 63)));
+    }
+    static codes flip(codes x, uint8_t bits) { return _mm512_xor_si512(x, _mm512_set1_epi8(static_cast<char>(bits))); }
+    static reg as_reg(codes x) { return _mm512_castsi512_ps(x); }
+    static void store_codes(int8_t * p, codes x) { _mm512_storeu_si512(p, x); }
+    // Four cells -> x[k]: in quarter q channels [16 q + 4 k, + 4) of the four, cell by cell for each channel.
+    static void interleave(codes (&x)[4]) {
+        const codes a = _mm512_unpacklo_epi8(x[0], x[1]), b = _mm512_unpackhi_epi8(x[0], x[1]);
+        const codes c = _mm512_unpacklo_epi8(x[2], x[3]), e = _mm512_unpackhi_epi8(x[2], x[3]);
+        x[0] = _mm512_unpacklo_epi16(a, c);
+        x[1] = _mm512_unpackhi_epi16(a, c);
+        x[2] = _mm512_unpacklo_epi16(b, e);
+        x[3] = _mm512_unpackhi_epi16(b, e);
+    }
+    // Sums of what interleave() gives into the order of channels.
+    static void transpose_quarters(reg (&x)[4]) {
+        const __m512 a = _mm512_shuffle_f32x4(x[0], x[1], 0x44), b = _mm512_shuffle_f32x4(x[0], x[1], 0xEE);
+        const __m512 c = _mm512_shuffle_f32x4(x[2], x[3], 0x44), e = _mm512_shuffle_f32x4(x[2], x[3], 0xEE);
+        x[0] = _mm512_shuffle_f32x4(a, c, 0x88);
+        x[1] = _mm512_shuffle_f32x4(a, c, 0xDD);
+        x[2] = _mm512_shuffle_f32x4(b, e, 0x88);
+        x[3] = _mm512_shuffle_f32x4(b, e, 0xDD);
+    }
+    // x rounded, as 256 high + low with low in [-128, 127]; adds both to sums.
+    static void store_terms(int8_t * high, int8_t * low, reg x, ints (&sums)[2]) {
+        const ints code = _mm512_cvtps_epi32(x), upper = _mm512_srai_epi32(_mm512_add_epi32(code, set1_ints(128)), 8);
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(high), _mm512_cvtepi32_epi8(upper));
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(low), _mm512_cvtepi32_epi8(code));
+        sums[0] = _mm512_add_epi32(sums[0], upper);
+        sums[1] = _mm512_add_epi32(sums[1], _mm512_sub_epi32(code, _mm512_slli_epi32(upper, 8)));
+    }
+    // The same with low in [0, 255].
+    static void store_unsigned_terms(uint8_t * high, uint8_t * low, reg x) {
+        const ints code = _mm512_cvtps_epi32(x);
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(high), _mm512_cvtepi32_epi8(_mm512_srli_epi32(code, 8)));
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(low), _mm512_cvtepi32_epi8(code));
+    }
+    static int32_t sum_ints(ints x) { return _mm512_reduce_add_epi32(x); }
 
     // --- 8 bit
     static void store_codes(int8_t * p, reg x, uint8_t offset) {

@@ -46,6 +46,8 @@ template <int most, class F> [[gnu::always_inline]] inline void for_vectors(int6
     for (; j < d / 16; j++) f.template operator()<1>(j);
 }
 
+inline float largest_of(const reg (&x)[block_regs]) { return vec::largest(vec::max(vec::max(x[0], x[1]), vec::max(x[2], x[3]))); }
+
 // Reads ahead what cell c of the next block stands for: as many bytes as a row has.
 [[gnu::always_inline]] inline void prefetch_row(const attention_ahead & next, int64_t c, int64_t bytes) {
     const uint8_t * row = next.data + c * next.stride;
@@ -88,9 +90,21 @@ template <cell_type type> [[gnu::always_inline]] inline void load_scales(const u
     ALLOY_UNROLL for (int i = 0; i < block_regs; i++) scales[i] = vec::from_halves(page + block * row_bytes<type>(d) + 32 * i);
 }
 
+} // namespace
+} // namespace alloy
+
+#include "kernels/attention/coded.h"
+
+namespace alloy {
+namespace {
+
 template <cell_type type>
 void scores(const float * q, int64_t num_rows, int64_t d, const uint8_t * k, int64_t stride, int64_t n, const attention_ahead & next, float * s) {
     ALLOY_EXPECT(n >= 1 && n <= block && d % 16 == 0 && (!has_codec<type> || n == block));
+    if constexpr (has_codec<type> && vec::byte_dots) {
+        coded_scores<type, vec>(q, num_rows, d, k, next, s);
+        return;
+    }
     for_rows<4>(num_rows, [&]<int R>(int64_t r) { score_rows<type, R>(q + r * d, d, k, stride, n, next, s + r * block); });
     if constexpr (has_codec<type>) {
         reg scales[block_regs];
@@ -172,9 +186,10 @@ template <cell_type type, int R>
 template <cell_type type>
 void values(const float * p, int64_t num_rows, int64_t d, const uint8_t * v, int64_t stride, int64_t n, const attention_ahead & next, const float * alpha,
             float * o) {
+    ALLOY_EXPECT(!has_codec<type> || (num_rows <= attention_tile && n == block));
+    if constexpr (has_codec<type> && vec::byte_dots) return coded_values<type, vec>(p, num_rows, d, v, next, alpha, o);
     alignas(64) float scaled[has_codec<type> ? attention_tile * block : 1];
     if constexpr (has_codec<type>) {
-        ALLOY_EXPECT(num_rows <= attention_tile && n == block);
         reg scales[block_regs];
         load_scales<type>(v, d, scales);
         for (int64_t r = 0; r < num_rows; r++) {
@@ -219,8 +234,6 @@ template <int degree> [[gnu::always_inline]] inline reg exp2(reg x) {
 inline bool needs_mask(const attention_row & row, int64_t first_cell) {
     return row.mask != nullptr && (row.sight[first_cell / block] & sight_masked) != 0;
 }
-
-inline float largest_of(const reg (&x)[block_regs]) { return vec::largest(vec::max(vec::max(x[0], x[1]), vec::max(x[2], x[3]))); }
 
 // Scores of one row, times `unit`, become logits in units of log2: softcap, mask; -inf for hidden cells and those beyond n. Returns the
 // largest.

@@ -34,6 +34,7 @@ struct vec {
     using four = uint8x8_t; // its first four
     static constexpr int tile_rows = 5, tile_vectors = 1;
     static constexpr int int8_rows = 5, int8_vectors = 1;
+    static constexpr bool byte_dots = false; // sealed pages in f32, see coded.h
     static constexpr uint8_t key_offset = 0;
     static constexpr float largest_q = 127, largest_p = tile::largest_p;
     static constexpr int tokens(int rows) { return rows == 1 ? 8 : rows == 2 ? 4 : 2; }

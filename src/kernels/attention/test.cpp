@@ -39,7 +39,7 @@ class attention : public test::kernel_test<listed> {
             const std::vector<float> once = s.result();
             s.attend(how);
             EXPECT_TRUE(same_bits(once, s.result())) << s.of;
-            s.expect_right(how == way::int8 ? rough : exact);
+            s.expect_right(how);
         }
     }
 };
@@ -109,7 +109,7 @@ TEST_P(attention, parts_give_the_whole) {
     const attention_state states[] = {parts[0].state, parts[1].state, parts[2].state, parts[3].state};
     for (int64_t i = 0; i < 3; i++) s.add_blocks(states[i], i, 3);
     s.finish(states, 4, {0, 9});
-    s.expect_right();
+    s.expect_right(way::few);
     const std::vector<float> whole = s.result();
     s.finish(states, 4, {0, 1, 6, 9});
     EXPECT_TRUE(same_bits(whole, s.result()));
@@ -135,7 +135,7 @@ TEST_P(attention, hidden_cells_have_no_effect_and_seen_nan_stays) {
                 if (sees_key) {
                     EXPECT_TRUE(std::all_of(got, got + 64, [](float x) { return std::isnan(x); })) << "row " << r;
                 } else if (!sees_value) {
-                    EXPECT_TRUE(within(got, s.oracle(r, how == way::int8 ? rough : exact))) << "row " << r;
+                    EXPECT_TRUE(within(got, s.oracle(r, s.allowed(r, how)))) << "row " << r;
                 }
             }
         }
