@@ -210,11 +210,12 @@ bool cache_tensor::learn_heads(const host::tensor & t) {
     const size_t head_bytes = host::api().ggml_row_size(type_, d), stream_bytes = block_bytes() * static_cast<size_t>(blocks_a_stream_);
     const size_t offset = reinterpret_cast<uintptr_t>(t.data) - address_;
     const bool whole = offset % stream_bytes == 0 && t.nb[1] == row_bytes_ && (heads == 1 || t.nb[2] == head_bytes) &&
-                       head_bytes * static_cast<size_t>(heads) == row_bytes_ && (t.ne[3] == 1 || t.nb[3] == stream_bytes);
+                       head_bytes * static_cast<size_t>(heads) == row_bytes_ && (t.ne[3] == 1 || t.nb[3] == stream_bytes) && t.ne[1] % block_cells == 0;
     if (!whole || (d_ != 0 && (d != d_ || heads != heads_))) return false;
     if (d_ != 0) return true;
     cell_type declared{};
     if (!kv_codec_fits(d) || d > attention_max_d || !cell_type_of_host(type_, declared)) return false;
+    if (static_cast<size_t>(kv_codec_page_bytes(name_.is_value ? policy_.values : policy_.keys, d)) >= block_cells * head_bytes) return false;
     d_ = d;
     heads_ = heads;
     rotation_ = is_quantised(declared) ? 0 : rotation_of(d); // the host rotates what it quantises
