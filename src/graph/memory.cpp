@@ -219,10 +219,8 @@ void memory::clear(uint8_t value) {
         if (!weights_.fill(value)) refused_ = true;
         return;
     }
-    if (value == 0) {
-        caches_.clear();
-        if (purpose_ == purpose::kv) return; // pages outside the caches' views were never written
-    }
+    caches_.clear(); // sealed pages too
+    if (value == 0 && purpose_ == purpose::kv) return; // pages outside the caches' views were never written
     if (committed_ == 0) return;
     if (value == 0 && os::drop_pages(base_, committed_)) {
         const size_t whole = committed_ / os::page_bytes() * os::page_bytes();

@@ -144,6 +144,26 @@ TEST_F(Memory, CacheViewListsThePagesOfEveryHead) {
     host::api().ggml_backend_buffer_free(b);
 }
 
+TEST_F(Memory, ClearToAValueReachesSealedCells) {
+    setenv("GGML_ALLOY_KV", "int8", 1);
+    setenv("GGML_ALLOY_KV_WINDOW", "0", 1);
+    std::string complaint;
+    ASSERT_TRUE(read_options(complaint)) << complaint;
+    tensor * k = make("cache_k_l0", host::type_f16, {64, 256});
+    host::buffer * b = alloc({k});
+    tensor heads = *k;
+    heads.ne[2] = 1;
+    contents(b).find_cache(reinterpret_cast<uintptr_t>(k->data))->view(heads);
+    set(b, k, std::vector<uint8_t>(256 * 128, 0x3c));
+    EXPECT_GT(value_of(counter::kv_sealed_bytes), 0u);
+    b->iface.clear(b, 0x11);
+    EXPECT_EQ(get(b, k, 0, 256 * 128), std::vector<uint8_t>(256 * 128, 0x11));
+    host::api().ggml_backend_buffer_free(b);
+    unsetenv("GGML_ALLOY_KV");
+    unsetenv("GGML_ALLOY_KV_WINDOW");
+    ASSERT_TRUE(read_options(complaint));
+}
+
 TEST_F(Memory, OutOfRangeAndWrappedAccessesAreRefused) {
     tensor *k = make("cache_k_l0", host::type_f16, {64, 16}), *v = make("cache_v_l0", host::type_f16, {64, 16});
     host::buffer * b = alloc({k, v});
