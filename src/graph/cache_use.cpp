@@ -60,8 +60,9 @@ void cache_use::prepare() {
     const int64_t sequences = writes.empty() ? 1 : count_sequences(positions, writes.front().indices->ne[0]);
     sequences_ = (sequences + streams - 1) / streams;
     to_seal_.clear();
-    for (const cache_read & r : reads) {
-        if (r.cache->has_sealable(sequences_)) to_seal_.push_back(r.cache);
+    for (const cache_read & r : reads) { // layers may share a cache; one thread seals it
+        const bool listed = std::find(to_seal_.begin(), to_seal_.end(), r.cache) != to_seal_.end();
+        if (!listed && r.cache->has_sealable(sequences_)) to_seal_.push_back(r.cache);
     }
     choose_samples(sequences == 1 && streams == 1);
 }

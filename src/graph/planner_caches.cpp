@@ -123,6 +123,9 @@ void planner::sample_attention(const tensor * node, ops::attention_call & call) 
     kv::cache_tensor *keys = cache_of(node->src[1]), *values = cache_of(node->src[2]);
     const bool compressed = keys != nullptr && values != nullptr && !keys->is_plain() && !values->is_plain();
     if (!compressed || !keys->rates().on() || call.softcap != 0 || call.max_bias != 0) return;
+    for (const auto & layer : plan_.caches->sampled) { // layers may share a cache; one thread measures it
+        if (layer->keys == keys || layer->values == values) return;
+    }
     plan_.caches->sampled.push_back(std::make_unique<sampled_layer>(sampled_layer{keys, values, node->src[0]->ne[1], {}}));
     kv::attention_sample & sample = plan_.caches->sampled.back()->sample;
     sample.heads = call.shape.heads;
