@@ -49,8 +49,11 @@ void planner::look_at_cache_write(const tensor * node) {
     const bool known_rows = indices->type == host::type_i64 && indices->nb[0] == sizeof(int64_t) && indices->ne[1] == 1 && indices->ne[2] == 1 &&
                             produced_.count(root_of(indices)) == 0;
     if (whole_rows && known_rows) plan_.caches->writes.push_back({cache, indices, static_cast<int64_t>(row / cache->row_bytes())});
-    else if (cache->fits_as_rows()) cache->keep_plain("its rows are not written as a whole (flash attention is off)");
-    else fail(node, "no memory for its KV cache as rows");
+    else {
+        cache->expect_unseen_writes();
+        if (cache->fits_as_rows()) cache->keep_plain("its rows are not written as a whole (flash attention is off)");
+        else fail(node, "no memory for its KV cache as rows");
+    }
 }
 
 void planner::look_at_cache_read(const tensor * cells) {
@@ -82,6 +85,7 @@ std::vector<kv::cache_tensor *> planner::caches_to_open(const tensor * node) {
     look(node);
     for (const tensor * source : node->src) look(source);
     if (only_shifts_cells()) return caches;
+    if (kv::cache_tensor * written = cache_of(node)) written->expect_unseen_writes();
     for (kv::cache_tensor * cache : caches) {
         if (cache->fits_as_rows()) cache->keep_plain("an operation of the host needs it as rows");
         else fail(node, "no memory for its KV cache as rows");

@@ -149,7 +149,7 @@ bool cache_tensor::copy_from(const cache_tensor & source, size_t source_offset, 
     if (source.type_ != type_ || source.row_bytes_ != row_bytes_) return false;
     const bool whole = source_offset % block_bytes() == 0 && offset % block_bytes() == 0 && bytes % block_bytes() == 0;
     const bool same_heads = source.d_ == d_ && source.heads_ == heads_ && source.plain_ == plain_;
-    if (!whole || !same_heads) {
+    if (!whole || !same_heads || unseen_ || source.unseen_) {
         std::vector<uint8_t> rows(bytes);
         source.read(rows.data(), source_offset, bytes);
         write(rows.data(), offset, bytes);
@@ -232,7 +232,7 @@ bool cache_tensor::learn_heads(const host::tensor & t) {
 }
 
 void cache_tensor::trim(int64_t stream, int64_t cells) {
-    if (!whole_blocks_) return;
+    if (!whole_blocks_ || unseen_) return;
     auto & s = streams_[static_cast<size_t>(stream)];
     const int64_t first = (cells + block_cells - 1) / block_cells;
     for (int64_t b = first; b < s.top; b++) drop_block(stream * blocks_a_stream_ + b);

@@ -78,6 +78,8 @@ class cache_tensor {
     void keep_plain(const char * why); // for good
     bool fits_as_rows() const;         // whether there is memory for that
     bool is_plain() const { return plain_; }
+    // From now on graphs write cells without expect(), as to transposed values: what was written is not known any more.
+    void expect_unseen_writes() { unseen_ = true; }
     // Opens and seals again what was open, the share of one of num_threads threads.
     void open_share(int thread, int num_threads);
     void seal_share(int thread, int num_threads);
@@ -151,6 +153,7 @@ class cache_tensor {
     head_rates & rates_;
     bool whole_blocks_; // no block has cells of two streams
     bool plain_;        // rows for good
+    bool unseen_ = false; // blocks may hold rows that are not marked as written; plain as well
 
     int64_t d_ = 0, heads_ = 0, rotation_ = 0;  // known once attention has shown them
     std::vector<kv_codec> codecs_;              // [heads]

@@ -618,6 +618,22 @@ TEST_F(Kv, CopiesGoFromStreamToStreamAndBetweenUnlikeCaches) {
     EXPECT_FALSE(other.cache->copy_from(*s.cache, 0, 0, stream));
 }
 
+// Transposed values are written number by number, without a word to the store.
+TEST_F(Kv, CellsWrittenUnseenAreCopiedAndKept) {
+    for (const kv::policy & p : {sealing(kv_codec::i8), exact}) {
+        cache_scene s({host::type_f16, 64, 2, 256, 2}, p);
+        const size_t stream = 256 * s.shape.row_bytes();
+        s.cache->expect_unseen_writes();
+        s.cache->keep_plain("test");
+        const bytes_t rows = s.random_rows(256, engine);
+        std::copy(rows.begin(), rows.end(), const_cast<uint8_t *>(s.rows_of(0)));
+        ASSERT_TRUE(s.cache->copy_from(*s.cache, 0, stream, stream));
+        s.cache->trim(0, 64);
+        EXPECT_EQ(s.read(0, stream), rows);
+        EXPECT_EQ(s.read(stream, stream), rows);
+    }
+}
+
 // --- threads -----------------------------------------------------------------------------------------------------------------------------
 
 TEST_F(Kv, ThreadsShareOpeningAndSealing) {
