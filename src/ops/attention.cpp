@@ -60,7 +60,7 @@ int64_t few_pieces(int64_t blocks, int64_t num_threads) {
 }
 
 // Tiles turn all cells the same way, and need one state.
-attention_state_shape tile_state(const attention_shape & s, int64_t rows) { return {rows, s.d_k, s.d_v, false, false}; }
+attention_state_shape tile_state(const attention_shape & s, int64_t rows) { return {rows, s.d_k, s.d_v, false, false, false}; }
 
 // What a thread works in for pieces of many rows.
 struct many_piece {

@@ -295,7 +295,7 @@ struct scene {
         std::vector<float> q(rows[r].q, rows[r].q + of.d_k);
         if (k.turn > 0) rotate(q.data(), of.d_k / k.turn, k.turn);
         double step = 0, longest = 0, of_values = 0;
-        for (const float x : q) step = std::max(step, args.scale * std::fabs(x) / 32639.0);
+        for (const float x : q) step = std::max(step, args.scale * std::fabs(x) / 29184.0);
         for (int64_t c = 0; c < of.num_cells; c++) {
             double squares = 0;
             for (int64_t i = 0; i < of.d_k && k.is_sealed(c); i++) squares += k.worth[c * of.d_k + i] * k.worth[c * of.d_k + i];

@@ -118,6 +118,7 @@ attention_state take_state(arena & memory, const attention_state_shape & shape) 
     attention_state s{};
     s.q = s.q_sealed = memory.take<float>(shape.num_rows * shape.d_k);
     if (shape.sealed_k) s.q_sealed = memory.take<float>(shape.num_rows * shape.d_k);
+    if (shape.few) s.q_codes = memory.take<float>(shape.num_rows * coded_query_floats(shape.d_k));
     s.seen = take_sums(memory, shape);
     if (shape.sealed_v) s.sealed = take_sums(memory, shape);
     return s;
@@ -198,6 +199,7 @@ void attention_begin(const attention_args & args, const attention_state & state)
         std::copy_n(state.q, args.num_rows * d_k, state.q_sealed);
         args.rotate(state.q_sealed, args.num_rows * d_k / args.sealed_k, args.sealed_k);
     }
+    if (state.q_codes != nullptr && args.tiles->code_queries != nullptr) args.tiles->code_queries(state.q_sealed, args.num_rows, d_k, state.q_codes);
     empty(state.seen, args.num_rows, d_v);
     if (state.sealed.m != nullptr) empty(state.sealed, args.num_rows, d_v);
 }
@@ -217,11 +219,13 @@ attention_ahead ahead_of(const attention_pages & from, int64_t block, int64_t nu
 } // namespace
 
 void attend_block(const attention_args & args, const attention_state & state, int64_t block, int64_t head, int64_t num_heads) {
-    ALLOY_EXPECT(args.rotate_k == 0 && args.rotate_v == 0);
+    ALLOY_EXPECT(args.rotate_k == 0 && args.rotate_v == 0 && state.q_codes != nullptr);
     const int64_t num_blocks = (args.num_cells + attention_block - 1) / attention_block, n = cells_of_block(args, block), d_k = args.k.d, d_v = args.v.d;
     const attention_page &k = args.k.pages[block], &v = args.v.pages[block];
     const attention_ahead next_k = ahead_of(args.k, block, num_blocks, head, num_heads), next_v = ahead_of(args.v, block, num_blocks, head, num_heads);
-    const float * q = is_coded(k.cells->type) ? state.q_sealed : state.q;
+    const bool codes = is_coded(k.cells->type) && args.tiles->code_queries != nullptr;
+    const float * q = codes ? state.q_codes : is_coded(k.cells->type) ? state.q_sealed : state.q;
+    const int64_t q_floats = codes ? coded_query_floats(d_k) : d_k;
     const attention_sums & sums = is_coded(v.cells->type) && state.sealed.m != nullptr ? state.sealed : state.seen;
     constexpr int64_t most = attention_tile;
     alignas(64) float s[most * attention_block], alpha[most];
@@ -230,7 +234,7 @@ void attend_block(const attention_args & args, const attention_state & state, in
     for (int64_t r = 0, rows; r < args.num_rows; r += std::max<int64_t>(rows, 1)) {
         for (rows = 0; rows < most && r + rows < args.num_rows && sees(r + rows);) rows++;
         if (rows == 0) continue;
-        k.cells->scores(q + r * d_k, rows, d_k, k.data, stride_of(args.k, block), n, next_k, s);
+        k.cells->scores(q + r * q_floats, rows, d_k, k.data, stride_of(args.k, block), n, next_k, s);
         args.tiles->softmax(s, {args.rows + r, rows, block * attention_block, n, args.softcap * log2_e, sums.m + r, sums.l + 16 * r, alpha});
         v.cells->values(s, rows, d_v, v.data, stride_of(args.v, block), n, next_v, alpha, sums.o + r * d_v);
     }

@@ -87,6 +87,10 @@ struct attention_pages {
 //   Over-read   none; prefetched beyond
 //   Numerics    exact mode: f32 throughout. |error| <= 1e-5 max_c |V[c][j]| for logits |x| <= 64, at every number of cells; where values
 //               are rotated, of the largest over j.
+//               attend_block on sealed pages, where the instruction set has code_queries (avx512_vnni): q, and P times the scales of
+//               values, rounded to 16 bits; products, sums of a row and of a block in int32 (no saturation). A logit is off by at most
+//               scale * max|q| * 2^-15.8 * sum_i |K[i]|, q and K as the page is transformed; what a block adds to the output by at most
+//               2^-11 of the largest |V| times P in the block, V as the page is transformed.
 //               INT8 mode (attend_tiles only): Q, K and V rounded to 8 bits, which wants them rotated; dots in int32 (no saturation),
 //               logits, sums and outputs in f32; P in 8 bits with a scale for each row and block of cells, which holds V's scale of
 //               each cell. avx2 has 7 bits for Q and P, neon_dotprod for P: int16 pairs and signed bytes leave no more.
@@ -128,13 +132,17 @@ struct attention_sums {
 struct attention_state {
     float * q;           // [num_rows][d_k] times scale * log2(e)
     float * q_sealed;    // the same for sealed keys; q where these do not differ
+    float * q_codes;     // q_sealed as `code_queries` leaves them, for attend_block; null otherwise
     attention_sums seen; // of all cells but
     attention_sums sealed; // sealed values in their transform; no memory where these do not differ
 };
 struct attention_state_shape {
     int64_t num_rows, d_k, d_v;
     bool sealed_k, sealed_v; // sealed pages differ in a transform
+    bool few = true;         // for attend_block; false: for attend_tiles only
 };
+// Floats that a row of `code_queries` takes: 4 + 4 bytes a channel, offsets of sums, a unit.
+constexpr int64_t coded_query_floats(int64_t d) { return 2 * ((d + 63) & -64) + 48; }
 inline attention_state_shape state_shape_of(const attention_args & args) {
     return {args.num_rows, args.k.d, args.v.d, args.sealed_k > 0 && args.rotate_k == 0, args.sealed_v > 0 && args.rotate_v == 0};
 }
@@ -177,7 +185,8 @@ struct attention_ahead {
 struct attention_cells {
     cell_type type;
     const attention_tiles * tiles;
-    // s[r][c] = sum_i q[r][i] K[c][i]. What is beyond n is undefined. A page of a codec is read whole, n is attention_block.
+    // s[r][c] = sum_i q[r][i] K[c][i]. What is beyond n is undefined. A page of a codec is read whole, n is attention_block; its q are
+    // rows of `code_queries`, where the instruction set has that.
     void (*scores)(const float * q, int64_t num_rows, int64_t d, const uint8_t * k, int64_t stride, int64_t n, const attention_ahead & next, float * s);
     // o[r][j] = o[r][j] * alpha[r] + sum_c p[r][c] V[c][j]; cells with p = 0 have no effect, whatever they hold.
     void (*values)(const float * p, int64_t num_rows, int64_t d, const uint8_t * v, int64_t stride, int64_t n, const attention_ahead & next,
@@ -221,6 +230,8 @@ struct attention_tile_rows {
 
 struct attention_tiles {
     isa token;
+    // Queries as `scores` of codecs want them, coded_query_floats(d) a row. Null: as they are.
+    void (*code_queries)(const float * q, int64_t num_rows, int64_t d, float * codes);
     // s = 2^(logit - m)
     void (*softmax)(float * s, const attention_tile_rows & tile);
     // K^T of a block from its expanded rows: panel[i][c], i in [0, d).

@@ -146,7 +146,7 @@ struct vec : byte_vec {
     }
 
     // --- levels of 64 codes: two groups of 32, in the order of channels
-    static codes load_codes(const uint8_t * a, const uint8_t * b) {
+    static codes load_halves(const uint8_t * a, const uint8_t * b) {
         const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(a)), high = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(b));
         return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
     }
@@ -177,8 +177,32 @@ struct vec : byte_vec {
         return _mm512_add_epi8(_mm512_add_epi8(code, code), _mm512_set1_epi8(static_cast<char>(offset - 63)));
     }
     static codes flip(codes x, uint8_t bits) { return _mm512_xor_si512(x, _mm512_set1_epi8(static_cast<char>(bits))); }
-    static reg as_reg(codes x) { return _mm512_castsi512_ps(x); }
+    static codes load_codes(const int8_t * p) { return _mm512_loadu_si512(p); }
+    static codes set1_codes(uint8_t x) { return _mm512_set1_epi8(static_cast<char>(x)); }
     static void store_codes(int8_t * p, codes x) { _mm512_storeu_si512(p, x); }
+    // Four cells -> x[i]: in quarter q channels [16 q + 4 i, + 4) of one cell after the other.
+    static void transpose_fours(codes (&x)[4]) {
+        const codes a = _mm512_unpacklo_epi32(x[0], x[1]), b = _mm512_unpackhi_epi32(x[0], x[1]);
+        const codes c = _mm512_unpacklo_epi32(x[2], x[3]), e = _mm512_unpackhi_epi32(x[2], x[3]);
+        x[0] = _mm512_unpacklo_epi64(a, c);
+        x[1] = _mm512_unpackhi_epi64(a, c);
+        x[2] = _mm512_unpacklo_epi64(b, e);
+        x[3] = _mm512_unpackhi_epi64(b, e);
+    }
+    // out[i]: in each quarter of x its bytes [4 i, + 4), four times.
+    static void spread_fours(codes x, codes (&out)[4]) {
+        out[0] = _mm512_shuffle_epi32(x, _MM_PERM_AAAA);
+        out[1] = _mm512_shuffle_epi32(x, _MM_PERM_BBBB);
+        out[2] = _mm512_shuffle_epi32(x, _MM_PERM_CCCC);
+        out[3] = _mm512_shuffle_epi32(x, _MM_PERM_DDDD);
+    }
+    static ints join_terms(ints high, ints low) { return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low); }
+    // Sums of the quarters of four vectors, one after the other.
+    static ints sum_quarters(const ints (&x)[4]) {
+        const ints a = _mm512_add_epi32(_mm512_shuffle_i32x4(x[0], x[1], 0x44), _mm512_shuffle_i32x4(x[0], x[1], 0xEE));
+        const ints b = _mm512_add_epi32(_mm512_shuffle_i32x4(x[2], x[3], 0x44), _mm512_shuffle_i32x4(x[2], x[3], 0xEE));
+        return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xDD));
+    }
     // Four cells -> x[k]: in quarter q channels [16 q + 4 k, + 4) of the four, cell by cell for each channel.
     static void interleave(codes (&x)[4]) {
         const codes a = _mm512_unpacklo_epi8(x[0], x[1]), b = _mm512_unpackhi_epi8(x[0], x[1]);
@@ -197,21 +221,31 @@ struct vec : byte_vec {
         x[2] = _mm512_shuffle_f32x4(b, e, 0x88);
         x[3] = _mm512_shuffle_f32x4(b, e, 0xDD);
     }
-    // x rounded, as 256 high + low with low in [-128, 127]; adds both to sums.
-    static void store_terms(int8_t * high, int8_t * low, reg x, ints (&sums)[2]) {
-        const ints code = _mm512_cvtps_epi32(x), upper = _mm512_srai_epi32(_mm512_add_epi32(code, set1_ints(128)), 8);
-        _mm_storeu_si128(reinterpret_cast<__m128i *>(high), _mm512_cvtepi32_epi8(upper));
-        _mm_storeu_si128(reinterpret_cast<__m128i *>(low), _mm512_cvtepi32_epi8(code));
-        sums[0] = _mm512_add_epi32(sums[0], upper);
-        sums[1] = _mm512_add_epi32(sums[1], _mm512_sub_epi32(code, _mm512_slli_epi32(upper, 8)));
+    // 64 numbers rounded, as 256 terms[0] + terms[1] with the latter in [-128, 127].
+    static void signed_terms(const reg (&x)[4], codes (&terms)[2]) {
+        __m128i high[4], low[4];
+        for (int j = 0; j < 4; j++) {
+            const ints code = _mm512_cvtps_epi32(x[j]);
+            high[j] = _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_add_epi32(code, set1_ints(128)), 8));
+            low[j] = _mm512_cvtepi32_epi8(code);
+        }
+        terms[0] = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_set_m128i(high[1], high[0])), _mm256_set_m128i(high[3], high[2]), 1);
+        terms[1] = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_set_m128i(low[1], low[0])), _mm256_set_m128i(low[3], low[2]), 1);
     }
-    // The same with low in [0, 255].
-    static void store_unsigned_terms(uint8_t * high, uint8_t * low, reg x) {
-        const ints code = _mm512_cvtps_epi32(x);
-        _mm_storeu_si128(reinterpret_cast<__m128i *>(high), _mm512_cvtepi32_epi8(_mm512_srli_epi32(code, 8)));
-        _mm_storeu_si128(reinterpret_cast<__m128i *>(low), _mm512_cvtepi32_epi8(code));
+    // 64 numbers rounded, as 256 high + low with low in [0, 255].
+    static void store_unsigned_terms(uint8_t * high, uint8_t * low, const reg (&x)[4]) {
+        ints codes[4];
+        for (int j = 0; j < 4; j++) codes[j] = _mm512_cvtps_epi32(x[j]);
+        const ints a = _mm512_packus_epi32(codes[0], codes[1]), b = _mm512_packus_epi32(codes[2], codes[3]), byte = _mm512_set1_epi16(255);
+        const ints order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15); // packing works in quarters
+        const ints highs = _mm512_packus_epi16(_mm512_srli_epi16(a, 8), _mm512_srli_epi16(b, 8));
+        const ints lows = _mm512_packus_epi16(_mm512_and_si512(a, byte), _mm512_and_si512(b, byte));
+        _mm512_storeu_si512(high, _mm512_permutexvar_epi32(order, highs));
+        _mm512_storeu_si512(low, _mm512_permutexvar_epi32(order, lows));
     }
-    static int32_t sum_ints(ints x) { return _mm512_reduce_add_epi32(x); }
+    static ints sub_ints(ints x, ints y) { return _mm512_sub_epi32(x, y); }
+    static ints load_ints(const int32_t * p) { return _mm512_loadu_si512(p); }
+    static void store_ints(int32_t * p, ints x) { _mm512_storeu_si512(p, x); }
 
     // --- 8 bit
     static void store_codes(int8_t * p, reg x, uint8_t offset) {

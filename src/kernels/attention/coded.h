@@ -5,9 +5,8 @@
 namespace alloy {
 namespace {
 
-constexpr int coded_rows = 8;          // of queries that share the decoding of a key
 constexpr int64_t coded_channels = 64; // that are decoded at a time
-constexpr float largest_q16 = 127 * 256 + 127, largest_p16 = 65535;
+constexpr float largest_q16 = 114 * 256, largest_p16 = 65535; // attention_max_d products of q and levels stay below 2^31
 
 struct byte_table {
     alignas(16) int8_t levels[16];
@@ -23,7 +22,7 @@ template <cell_type type, uint8_t offset> constexpr byte_table levels_by_nibble 
 
 // The levels of two groups of 32 codes, in the order of channels, plus `offset`, which is 0 or 128.
 template <cell_type type, uint8_t offset, class vec> [[gnu::always_inline]] inline typename vec::codes levels64(const uint8_t * a, const uint8_t * b) {
-    if constexpr (type == cell_type::i8) return vec::flip(vec::load_codes(a, b), offset);
+    if constexpr (type == cell_type::i8) return vec::flip(vec::load_halves(a, b), offset);
     else if constexpr (type == cell_type::z6) return vec::odd_levels(vec::nibbles(a, b), vec::two_bits(a + 16, b + 16), offset);
     else if constexpr (type == cell_type::n3) return vec::negate_where(vec::look_up(levels_by_nibble<type, offset>.levels, vec::two_bits(a, b)), a + 8, b + 8);
     else if constexpr (type == cell_type::n4) return vec::look_up(levels_by_nibble<type, offset>.levels, vec::nibbles(a, b));
@@ -45,108 +44,111 @@ template <class vec> inline void prefetch_scales(const attention_ahead & next) {
 }
 
 // --- scores ---------------------------------------------------------------------------------------------------------------------------
-template <int R> struct coded_queries {
-    alignas(64) int8_t bytes[R][2][attention_max_d]; // high, low
-    int32_t start[R][2];                             // what takes the offset of levels away again
-    float unit[R];                                   // NaN where an element is NaN or infinite
+// Keys are not transposed to the end: a vector holds, in quarter t, channels [16 t + 4 i, + 4) of four cells. So of each 64 channels, and
+// each i < 4, the four bytes of a query that meet a quarter stand in it four times.
+struct coded_query {
+    int8_t * bytes[2]; // high, low: [(d + 63) / 64][i][t][cell][4]; 0 beyond d
+    int32_t * start;   // [2][16]: what takes the offset of levels away again
+    float * unit;      // NaN where an element is NaN or infinite
 };
-
-template <int R, class vec> inline void quantize16(const float * q, int64_t d, coded_queries<R> & out) {
-    for (int r = 0; r < R; r++, q += d) {
-        reg largest = vec::zero(), finite = vec::zero();
-        for (int64_t i = 0; i < d; i += 16) {
-            const reg x = vec::load(q + i);
-            largest = vec::max(largest, vec::abs(x));
-            finite = vec::fma(x, vec::zero(), finite);
-        }
-        const float top = vec::largest(largest);
-        out.unit[r] = vec::all_zero(finite) ? top / largest_q16 : __builtin_nanf("");
-        const reg inverse = vec::set1(top > 0x1p-100f ? largest_q16 / top : 0);
-        typename vec::ints sums[2] = {vec::set1_ints(0), vec::set1_ints(0)};
-        for (int64_t i = 0; i < d; i += 16) {
-            vec::store_terms(out.bytes[r][0] + i, out.bytes[r][1] + i, vec::mul(vec::load(q + i), inverse), sums);
-        }
-        for (int term = 0; term < 2; term++) out.start[r][term] = -vec::key_offset * vec::sum_ints(sums[term]);
-    }
+inline coded_query coded_query_at(float * row, int64_t d) {
+    const int64_t terms = 2 * ((d + 63) & -64);
+    auto * bytes = reinterpret_cast<int8_t *>(row);
+    return {{bytes, bytes + 2 * terms}, reinterpret_cast<int32_t *>(row + terms), row + terms + 32};
 }
 
-// Sixteen cells: quads[i] holds channels [4 i, 4 i + 4) of each.
-template <cell_type type, class vec>
-[[gnu::noinline]] void decode_keys(const uint8_t * rows, int64_t d, const attention_ahead & next, uint8_t * quads) {
+template <class vec> void quantize_query(const float * q, int64_t d, const coded_query & out) {
+    reg largest = vec::zero(), finite = vec::zero();
+    for (int64_t i = 0; i < d; i += 16) {
+        const reg x = vec::load(q + i);
+        largest = vec::max(largest, vec::abs(x));
+        finite = vec::fma(x, vec::zero(), finite);
+    }
+    const float top = vec::largest(largest);
+    *out.unit = vec::all_zero(finite) ? top / largest_q16 : __builtin_nanf("");
+    const reg inverse = vec::set1(top > 0x1p-100f ? largest_q16 / top : 0);
+    typename vec::ints start[2] = {vec::set1_ints(0), vec::set1_ints(0)};
     for (int64_t first = 0; first < d; first += coded_channels) {
-        reg x[16];
-        ALLOY_UNROLL for (int t = 0; t < 16; t++) {
-            x[t] = vec::as_reg(levels_at<type, vec::key_offset, vec>(rows + t * row_bytes<type>(d), first, d));
-        }
-        vec::transpose16(x);
-        const int64_t n = channels_at(first, d) / 4;
-        ALLOY_UNROLL for (int i = 0; i < 16; i++) {
-            if (i < n) vec::store(reinterpret_cast<float *>(quads + 16 * first + 64 * i), x[i]);
-        }
-    }
-    for (int64_t t = 0; t < 16; t++) prefetch_row({next.data + t * next.stride, 0}, 0, row_bytes<type>(d));
-}
-
-template <int R, class vec> [[gnu::noinline]] void dot_coded_keys(const coded_queries<R> & q, int64_t d, const uint8_t * quads, reg scales, float * s) {
-    constexpr int chains = R == 1 ? 2 : 1; // as many sums as a product takes cycles
-    typename vec::ints acc[chains][R][2];
-    ALLOY_UNROLL for (int r = 0; r < R; r++) {
-        ALLOY_UNROLL for (int term = 0; term < 2; term++) {
-            acc[0][r][term] = vec::set1_ints(q.start[r][term]);
-            if constexpr (chains == 2) acc[1][r][term] = vec::set1_ints(0);
-        }
-    }
-    for (int64_t i = 0; i < d; i += 8) {
-        ALLOY_UNROLL for (int64_t half = 0; half < 2; half++) {
-            const auto x = vec::load_keys(quads + 16 * i + 64 * half);
-            ALLOY_UNROLL for (int r = 0; r < R; r++) {
-                ALLOY_UNROLL for (int term = 0; term < 2; term++) {
-                    auto & sum = acc[half % chains][r][term];
-                    sum = vec::dot_keys(sum, x, vec::load_four(q.bytes[r][term] + i + 4 * half));
-                }
+        reg x[4];
+        for (int j = 0; j < 4; j++) x[j] = first + 16 * j < d ? vec::mul(vec::load(q + first + 16 * j), inverse) : vec::zero();
+        typename vec::codes terms[2];
+        vec::signed_terms(x, terms);
+        for (int term = 0; term < 2; term++) {
+            typename vec::codes spread[4];
+            vec::spread_fours(terms[term], spread);
+            for (int i = 0; i < 4; i++) {
+                start[term] = vec::dot_keys(start[term], vec::set1_codes(vec::key_offset), spread[i]);
+                vec::store_codes(out.bytes[term] + 4 * first + 64 * i, spread[i]);
             }
         }
     }
-    ALLOY_UNROLL for (int r = 0; r < R; r++) {
-        reg sums[2];
-        ALLOY_UNROLL for (int term = 0; term < 2; term++) {
-            sums[term] = vec::to_floats(acc[0][r][term]);
-            if constexpr (chains == 2) sums[term] = vec::add(sums[term], vec::to_floats(acc[1][r][term]));
+    for (int term = 0; term < 2; term++) vec::store_ints(out.start + 16 * term, vec::sub_ints(vec::set1_ints(0), start[term]));
+}
+
+template <class vec> constexpr auto code_queries() {
+    void (*code)(const float *, int64_t, int64_t, float *) = nullptr;
+    if constexpr (vec::byte_dots) {
+        code = [](const float * q, int64_t num_rows, int64_t d, float * codes) {
+            for (int64_t r = 0; r < num_rows; r++) quantize_query<vec>(q + r * d, d, coded_query_at(codes + r * coded_query_floats(d), d));
+        };
+    }
+    return code;
+}
+
+template <cell_type type, int R, class vec>
+[[gnu::noinline]] void coded_score_rows(const float * rows, int64_t d, const uint8_t * k, const attention_ahead & next, float * s) {
+    constexpr int G = R <= 4 ? 2 : 1; // fours of cells that share what is loaded of a query
+    coded_query q[R];
+    ALLOY_UNROLL for (int r = 0; r < R; r++) q[r] = coded_query_at(const_cast<float *>(rows) + r * coded_query_floats(d), d);
+    for (int64_t c = 0; c < block; c += 16) {
+        typename vec::ints sums[R][4];
+        ALLOY_UNROLL for (int g0 = 0; g0 < 4; g0 += G) {
+            typename vec::ints acc[G][R][2];
+            ALLOY_UNROLL for (int r = 0; r < R; r++) {
+                ALLOY_UNROLL for (int term = 0; term < 2; term++) {
+                    ALLOY_UNROLL for (int g = 0; g < G; g++) acc[g][r][term] = vec::load_ints(q[r].start + 16 * term);
+                }
+            }
+            const uint8_t * cells = k + (c + 4 * g0) * row_bytes<type>(d);
+            for (int64_t t = 0; t < 4 * G; t++) prefetch_row(next, c + 4 * g0 + t, row_bytes<type>(d));
+            for (int64_t first = 0; first < d; first += coded_channels) {
+                typename vec::codes x[G][4];
+                ALLOY_UNROLL for (int g = 0; g < G; g++) {
+                    ALLOY_UNROLL for (int t = 0; t < 4; t++) {
+                        x[g][t] = levels_at<type, vec::key_offset, vec>(cells + (4 * g + t) * row_bytes<type>(d), first, d);
+                    }
+                    vec::transpose_fours(x[g]);
+                }
+                ALLOY_UNROLL for (int i = 0; i < 4; i++) {
+                    ALLOY_UNROLL for (int r = 0; r < R; r++) {
+                        ALLOY_UNROLL for (int term = 0; term < 2; term++) {
+                            const typename vec::codes w = vec::load_codes(q[r].bytes[term] + 4 * first + 64 * i);
+                            ALLOY_UNROLL for (int g = 0; g < G; g++) acc[g][r][term] = vec::dot_keys(acc[g][r][term], x[g][i], w);
+                        }
+                    }
+                }
+            }
+            ALLOY_UNROLL for (int r = 0; r < R; r++) {
+                ALLOY_UNROLL for (int g = 0; g < G; g++) sums[r][g0 + g] = vec::join_terms(acc[g][r][0], acc[g][r][1]);
+            }
         }
-        const reg x = vec::fma(sums[0], vec::set1(256), sums[1]);
-        vec::store(s + r * block, vec::mul(vec::mul(x, vec::set1(q.unit[r])), scales));
+        const reg scales = vec::from_halves(k + block * row_bytes<type>(d) + 2 * c);
+        ALLOY_UNROLL for (int r = 0; r < R; r++) {
+            const reg x = vec::mul(vec::to_floats(vec::sum_quarters(sums[r])), vec::set1(*q[r].unit));
+            vec::store(s + r * block + c, vec::mul(x, scales));
+        }
     }
 }
 
 template <cell_type type, class vec>
 void coded_scores(const float * q, int64_t num_rows, int64_t d, const uint8_t * k, const attention_ahead & next, float * s) {
-    alignas(64) uint8_t quads[16 * attention_max_d];
-    for_rows<coded_rows>(num_rows, [&]<int R>(int64_t r) {
-        coded_queries<R> codes;
-        quantize16<R, vec>(q + r * d, d, codes);
-        for (int64_t c = 0; c < block; c += 16) {
-            decode_keys<type, vec>(k + c * row_bytes<type>(d), d, {next.data + c * next.stride, next.stride}, quads);
-            dot_coded_keys<R, vec>(codes, d, quads, vec::from_halves(k + block * row_bytes<type>(d) + 2 * c), s + r * block + c);
-        }
+    for_rows<8>(num_rows, [&]<int R>(int64_t r) {
+        coded_score_rows<type, R, vec>(q + r * coded_query_floats(d), d, k, next, s + r * block);
     });
     prefetch_scales<vec>(next);
 }
 
 // --- values ---------------------------------------------------------------------------------------------------------------------------
-// Sixteen times four cells, 64 channels: of each four cells 4 x 64 bytes as `interleave` leaves them, four cells in each lane.
-template <cell_type type, class vec>
-[[gnu::noinline]] void decode_values(const uint8_t * v, int64_t first, int64_t d, const attention_ahead & next, int8_t * panel) {
-    for (int64_t c = 0; c < block; c += 4) {
-        typename vec::codes x[4];
-        ALLOY_UNROLL for (int64_t t = 0; t < 4; t++) {
-            x[t] = levels_at<type, 0, vec>(v + (c + t) * row_bytes<type>(d), first, d);
-            prefetch_row({next.data + row_bytes<type>(first), next.stride}, c + t, row_bytes<type>(channels_at(first, d)));
-        }
-        vec::interleave(x);
-        ALLOY_UNROLL for (int64_t j = 0; j < 4; j++) vec::store_codes(panel + 64 * (c + j), x[j]);
-    }
-}
-
 // p of one row times scales, as codes[high, low][cell]; returns what a unit is worth.
 template <class vec> inline float quantize_p16(const float * p, const reg (&scales)[block_regs], uint8_t (&codes)[2][block]) {
     reg x[block_regs], finite = vec::zero();
@@ -156,14 +158,17 @@ template <class vec> inline float quantize_p16(const float * p, const reg (&scal
     }
     const float top = largest_of(x);
     const reg inverse = vec::set1(top > 0x1p-100f ? largest_p16 / top : 0);
-    ALLOY_UNROLL for (int i = 0; i < block_regs; i++) vec::store_unsigned_terms(codes[0] + 16 * i, codes[1] + 16 * i, vec::mul(x[i], inverse));
+    ALLOY_UNROLL for (int i = 0; i < block_regs; i++) x[i] = vec::mul(x[i], inverse);
+    vec::store_unsigned_terms(codes[0], codes[1], x);
     return vec::all_zero(finite) ? top / largest_p16 : __builtin_nanf("");
 }
 
-template <int R, class vec>
-[[gnu::noinline]] void dot_coded_values(const uint8_t (*codes)[2][block], const float * unit, const int8_t * panel, int64_t vectors, int64_t d,
-                                        const float * alpha, float * o) {
-    constexpr int J = R <= 3 ? 4 : 2;
+// 64 channels from `first` on. Of each four cells, `interleave` gives four vectors. Sums of all four vectors for more than two rows do not fit
+// the registers: then two are used while they are decoded, and two from `panel`. Later rows find all of them there.
+template <cell_type type, int R, bool decode, class vec>
+[[gnu::noinline]] void coded_value_rows(const uint8_t (*codes)[2][block], const float * unit, const uint8_t * v, int64_t first, int64_t d,
+                                        const attention_ahead & next, int8_t * panel, bool keep, const float * alpha, float * o) {
+    constexpr int J = R <= 2 ? 4 : 2;
     reg sums[R][4];
     ALLOY_UNROLL for (int j0 = 0; j0 < 4; j0 += J) {
         typename vec::ints acc[R][2][J];
@@ -171,8 +176,19 @@ template <int R, class vec>
             ALLOY_UNROLL for (int j = 0; j < J; j++) acc[r][0][j] = acc[r][1][j] = vec::set1_ints(0);
         }
         for (int64_t c = 0; c < block; c += 4) {
-            typename vec::value_codes x[J];
-            ALLOY_UNROLL for (int j = 0; j < J; j++) x[j] = vec::load_values(panel + 64 * (c + j0 + j));
+            typename vec::codes x[4];
+            if (decode && j0 == 0) {
+                ALLOY_UNROLL for (int64_t t = 0; t < 4; t++) {
+                    x[t] = levels_at<type, 0, vec>(v + (c + t) * row_bytes<type>(d), first, d);
+                    prefetch_row({next.data + row_bytes<type>(first), next.stride}, c + t, row_bytes<type>(channels_at(first, d)));
+                }
+                vec::interleave(x);
+                ALLOY_UNROLL for (int j = 0; j < 4; j++) {
+                    if (j >= J || keep) vec::store_codes(panel + 64 * (c + j), x[j]);
+                }
+            } else {
+                ALLOY_UNROLL for (int j = 0; j < J; j++) x[j] = vec::load_codes(panel + 64 * (c + j0 + j));
+            }
             ALLOY_UNROLL for (int r = 0; r < R; r++) {
                 ALLOY_UNROLL for (int term = 0; term < 2; term++) {
                     const auto w = vec::load_four(codes[r][term] + c);
@@ -182,15 +198,16 @@ template <int R, class vec>
         }
         ALLOY_UNROLL for (int r = 0; r < R; r++) {
             ALLOY_UNROLL for (int j = 0; j < J; j++) {
-                sums[r][j0 + j] = vec::fma(vec::to_floats(acc[r][0][j]), vec::set1(256), vec::to_floats(acc[r][1][j]));
+                sums[r][j0 + j] = vec::to_floats(vec::join_terms(acc[r][0][j], acc[r][1][j]));
             }
         }
     }
+    const int64_t vectors = channels_at(first, d) / 16;
     ALLOY_UNROLL for (int r = 0; r < R; r++) {
         vec::transpose_quarters(sums[r]);
         const reg w = vec::set1(unit[r]), a = vec::set1(alpha[r]);
         ALLOY_UNROLL for (int j = 0; j < 4; j++) {
-            float * out = o + r * d + 16 * j;
+            float * out = o + r * d + first + 16 * j;
             if (j < vectors) vec::store(out, vec::fma(sums[r][j], w, vec::mul(vec::load(out), a)));
         }
     }
@@ -205,9 +222,9 @@ void coded_values(const float * p, int64_t num_rows, int64_t d, const uint8_t * 
     load_scales<type>(v, d, scales);
     for (int64_t r = 0; r < num_rows; r++) unit[r] = quantize_p16<vec>(p + r * block, scales, codes[r]);
     for (int64_t first = 0; first < d; first += coded_channels) {
-        decode_values<type, vec>(v, first, d, next, panel);
         for_rows<4>(num_rows, [&]<int R>(int64_t r) {
-            dot_coded_values<R, vec>(codes + r, unit + r, panel, channels_at(first, d) / 16, d, alpha + r, o + r * d + first);
+            const auto add = r == 0 ? coded_value_rows<type, R, true, vec> : coded_value_rows<type, R, false, vec>;
+            add(codes + r, unit + r, v, first, d, next, panel, num_rows > R, alpha + r, o + r * d);
         });
     }
     prefetch_scales<vec>(next);

@@ -549,7 +549,7 @@ void int8_values_of_tile(const uint8_t * codes, const float * weight, int64_t nu
 // What attention.h declares, for one ISA: an ISA file defines its tiles, and its cells for each type of cell_types.inc.
 #define ALLOY_DEFINE_TILES(token)                                                                                      \
     namespace {                                                                                                        \
-    constexpr attention_tiles tiles = {isa::token,     softmax,          pack_keys,        tile_scores, tile_values,   \
+    constexpr attention_tiles tiles = {isa::token,     code_queries<vec>(), softmax,          pack_keys,        tile_scores, tile_values,   \
                                        pack_int8_keys, pack_int8_values, quantize_queries, int8_scores, int8_softmax,  \
                                        int8_values_of_tile};                                                           \
     }
