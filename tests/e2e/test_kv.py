@@ -45,7 +45,8 @@ class KvTest(ServerTest):
         """A cache that was turned into plain rows says so, once."""
         self.assertIn("ALLOY0", result.text)
         self.assertGreater(result.plans, 0)
-        self.assertLessEqual(len(result.alloy_complaints), 1 if self.plain_caches else 0, result.alloy_complaints)
+        others = [c for c in result.alloy_complaints if "lossy" not in c]
+        self.assertLessEqual(len(others), 1 if self.plain_caches else 0, others)
 
 
 # --- texts --------------------------------------------------------------------------------------------------------------------------
