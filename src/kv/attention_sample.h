@@ -1,5 +1,6 @@
 // What the last tokens of a graph saw in one layer: from it the store learns what errors of keys and values would cost.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -19,7 +20,12 @@ struct attention_sample {
     std::vector<float> residual;  // [tokens][n] before the layer's attention was added
     double added = 0, before = 0; // energies: of what was added, and of the residual stream before
 
-    void resize();
+    void resize() {
+        q.resize(static_cast<size_t>(heads * tokens * d_k));
+        log_sum.resize(static_cast<size_t>(heads * tokens));
+        out.resize(static_cast<size_t>(heads * tokens * d_v));
+        residual.resize(static_cast<size_t>(tokens * n));
+    }
 };
 
 } // namespace alloy::kv

@@ -62,9 +62,14 @@ void cache_tensor::note_write(const block_write & w) {
     s.top = std::max(s.top, w.block % blocks_a_stream_ + 1);
     b.age = s.rows;
     b.stuck = false;
+    list(w.block);
+}
+
+void cache_tensor::list(int64_t block) {
+    auto & b = blocks_[static_cast<size_t>(block)];
     if (b.listed || plain_) return;
     b.listed = true;
-    open_.push_back(static_cast<int32_t>(w.block));
+    open_.push_back(static_cast<int32_t>(block));
 }
 
 void cache_tensor::show_codec(int64_t head, int number) const {
@@ -197,8 +202,7 @@ void cache_tensor::keep_plain(const char * why) {
 kv_view cache_tensor::view(const host::tensor & t) {
     if (!plain_ && !learn_heads(t)) keep_plain("its heads cannot be sealed");
     if (plain_) return plain_view(t);
-    kv_view v{{}, d_, heads_, t.ne[3], t.ne[1], static_cast<int64_t>(row_bytes_), true, nullptr, blocks_a_stream_, {}};
-    cell_type_of_host(type_, v.declared);
+    kv_view v{rows_->type, d_, heads_, t.ne[3], t.ne[1], static_cast<int64_t>(row_bytes_), true, nullptr, blocks_a_stream_, {}};
     const size_t stream = (reinterpret_cast<uintptr_t>(t.data) - address_) / (block_bytes() * static_cast<size_t>(blocks_a_stream_));
     v.pages = pages_.data() + stream * static_cast<size_t>(heads_ * blocks_a_stream_);
     return v;
@@ -215,19 +219,16 @@ bool cache_tensor::learn_heads(const host::tensor & t) {
     if (d_ != 0) return true;
     cell_type declared{};
     if (!kv_codec_fits(d) || d > attention_max_d || !cell_type_of_host(type_, declared)) return false;
-    if (static_cast<size_t>(kv_codec_page_bytes(name_.is_value ? policy_.values : policy_.keys, d)) >= block_cells * head_bytes) return false;
+    const kv_codec codec = name_.is_value ? policy_.values : policy_.keys;
+    if (static_cast<size_t>(kv_codec_page_bytes(codec, d)) >= block_cells * head_bytes) return false;
     d_ = d;
     heads_ = heads;
     rotation_ = is_quantised(declared) ? 0 : rotation_of(d); // the host rotates what it quantises
     codecs_.resize(static_cast<size_t>(heads));
-    for (int64_t head = 0; head < heads; head++) set_codec(head, name_.is_value ? policy_.values : policy_.keys);
-    const attention_cells * rows = find_attention(declared);
+    for (int64_t head = 0; head < heads; head++) set_codec(head, codec);
+    rows_ = find_attention(declared);
     pages_.resize(blocks_.size() * static_cast<size_t>(heads));
-    for (size_t b = 0; b < blocks_.size(); b++) {
-        for (int64_t head = 0; head < heads; head++) {
-            page(static_cast<int64_t>(b), head) = {rows_of(static_cast<int64_t>(b)) + static_cast<size_t>(head) * head_bytes, rows};
-        }
-    }
+    for (size_t b = 0; b < blocks_.size(); b++) show_rows(static_cast<int64_t>(b));
     return true;
 }
 

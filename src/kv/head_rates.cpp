@@ -67,13 +67,6 @@ weights_of_cells weigh(const attention_sample & seen, int64_t head, const rows &
 
 } // namespace
 
-void attention_sample::resize() {
-    q.resize(static_cast<size_t>(heads * tokens * d_k));
-    log_sum.resize(static_cast<size_t>(heads * tokens));
-    out.resize(static_cast<size_t>(heads * tokens * d_v));
-    residual.resize(static_cast<size_t>(tokens * n));
-}
-
 bool head_rates::sample_next() {
     if (!on()) return false;
     const int64_t turn = asked_++;

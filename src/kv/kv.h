@@ -100,10 +100,9 @@ class cache_tensor {
     int64_t d() const { return d_; }
     int64_t heads() const { return heads_; }
     int64_t rotation() const { return rotation_; } // of sealed pages: groups of so many; 0: none
-    kv_codec codec(int64_t head) const { return codecs_[static_cast<size_t>(head)]; }
     void set_codec(int64_t head, kv_codec codec); // of blocks sealed from now on
     head_rates & rates() const { return rates_; }
-    std::vector<float> turned_rows(int64_t block, int64_t head) const; // [64][d] of a block that is not sealed, as its page would hold them
+    std::vector<float> turned_rows(int64_t block, int64_t head) const; // [64][d]: rows as sealed pages hold them, sealed pages as rows do
 
   private:
     static constexpr int64_t block_cells = attention_block;
@@ -131,7 +130,12 @@ class cache_tensor {
     void show_codec(int64_t head, int number) const; // in the published map
     void make_writable(int64_t block, bool all_of_it);
     void note_write(const block_write & w);
+    void list(int64_t block); // in open_
     bool seal_block(int64_t block);
+    void show_rows(int64_t block); // in the table of pages
+    void show_sealed(int64_t block, const std::vector<attention_page> & sealed);
+    void give_back(const std::vector<attention_page> & sealed);
+    template <class F> void each_block_of(int thread, int num_threads, F f);
     void decode_block(int64_t block, uint8_t * rows) const; // 64 rows of the declared type
     void open_block(int64_t block);
     void list_opened();
@@ -156,6 +160,7 @@ class cache_tensor {
     bool unseen_ = false; // blocks may hold rows that are not marked as written; plain as well
 
     int64_t d_ = 0, heads_ = 0, rotation_ = 0;  // known once attention has shown them
+    const attention_cells * rows_ = nullptr;    // kernels on rows
     std::vector<kv_codec> codecs_;              // [heads]
     std::vector<attention_page> pages_;         // [streams][heads][blocks_a_stream]
     std::vector<block> blocks_;
@@ -172,7 +177,6 @@ class store {
     void sort(); // after the last add()
     cache_tensor * find(uintptr_t address);
     void clear();
-    bool empty() const { return caches_.empty(); }
 
   private:
     policy policy_;

@@ -24,10 +24,32 @@ attention_page & cache_tensor::page(int64_t block, int64_t head) {
     return pages_[static_cast<size_t>((stream * heads_ + head) * blocks_a_stream_ + block % blocks_a_stream_)];
 }
 
+void cache_tensor::show_rows(int64_t block) {
+    const size_t head_bytes = row_bytes_ / static_cast<size_t>(heads_);
+    for (int64_t head = 0; head < heads_; head++) page(block, head) = {rows_of(block) + static_cast<size_t>(head) * head_bytes, rows_};
+}
+
+void cache_tensor::show_sealed(int64_t block, const std::vector<attention_page> & sealed) {
+    size_t taken = 0;
+    for (int64_t head = 0; head < heads_; head++) {
+        page(block, head) = sealed[static_cast<size_t>(head)];
+        taken += page_bytes_of(sealed[static_cast<size_t>(head)], d_);
+    }
+    blocks_[static_cast<size_t>(block)].sealed = true;
+    count(counter::kv_sealed_bytes, taken);
+    count(counter::kv_saved_bytes, block_bytes() - taken);
+    uncount(counter::kv_live_bytes, block_bytes() - taken);
+}
+
+void cache_tensor::give_back(const std::vector<attention_page> & sealed) {
+    for (const attention_page & p : sealed) arena_.give_back(const_cast<uint8_t *>(p.data), page_bytes_of(p, d_));
+}
+
 std::vector<float> cache_tensor::turned_rows(int64_t block, int64_t head) const {
     std::vector<float> rows(static_cast<size_t>(block_cells * d_));
     const attention_page & from = page(block, head);
-    from.cells->expand(from.data, static_cast<int64_t>(row_bytes_), block_cells, d_, rows.data());
+    const int64_t stride = is_coded(from.cells->type) ? cell_row_bytes(from.cells->type, d_) : static_cast<int64_t>(row_bytes_);
+    from.cells->expand(from.data, stride, block_cells, d_, rows.data());
     if (rotation_ > 0) hadamard_in_place(rows.data(), block_cells * d_ / rotation_, rotation_);
     return rows;
 }
@@ -35,37 +57,27 @@ std::vector<float> cache_tensor::turned_rows(int64_t block, int64_t head) const 
 // False: a row is not finite, or memory is short. Nothing is changed then.
 bool cache_tensor::seal_block(int64_t block) {
     std::vector<attention_page> sealed;
-    size_t taken = 0;
     for (int64_t head = 0; head < heads_; head++) {
         const kv_codec codec = codecs_[static_cast<size_t>(head)];
         const std::vector<float> rows = turned_rows(block, head);
-        const auto bytes = static_cast<size_t>(kv_codec_page_bytes(codec, d_));
-        uint8_t * to = arena_.take(bytes);
+        uint8_t * to = arena_.take(static_cast<size_t>(kv_codec_page_bytes(codec, d_)));
         if (to != nullptr) sealed.push_back({to, find_attention(cell_type_of_codec(codec))});
-        taken += bytes;
         if (to == nullptr || !find_encode(codec)({rows.data(), d_ * static_cast<int64_t>(sizeof(float)), d_, to})) {
-            for (const attention_page & p : sealed) arena_.give_back(const_cast<uint8_t *>(p.data), page_bytes_of(p, d_));
+            give_back(sealed);
             count(counter::kv_unsealable_blocks);
             return false;
         }
     }
-    for (int64_t head = 0; head < heads_; head++) page(block, head) = sealed[static_cast<size_t>(head)];
-    blocks_[static_cast<size_t>(block)].sealed = true;
+    show_sealed(block, sealed);
     drop_rows(block);
     count(counter::kv_sealed_pages, sealed.size());
-    count(counter::kv_sealed_bytes, taken);
-    count(counter::kv_saved_bytes, block_bytes() - taken);
-    uncount(counter::kv_live_bytes, block_bytes() - taken);
     return true;
 }
 
 void cache_tensor::decode_block(int64_t block, uint8_t * rows) const {
-    std::vector<float> values(static_cast<size_t>(block_cells * d_));
     const size_t head_bytes = row_bytes_ / static_cast<size_t>(heads_);
     for (int64_t head = 0; head < heads_; head++) {
-        const attention_page & from = page(block, head);
-        from.cells->expand(from.data, cell_row_bytes(from.cells->type, d_), block_cells, d_, values.data());
-        if (rotation_ > 0) hadamard_in_place(values.data(), block_cells * d_ / rotation_, rotation_);
+        const std::vector<float> values = turned_rows(block, head);
         for (int64_t cell = 0; cell < block_cells; cell++) {
             uint8_t * to = rows + static_cast<size_t>(cell) * row_bytes_ + static_cast<size_t>(head) * head_bytes;
             host::api().ggml_quantize_chunk(type_, values.data() + cell * d_, to, 0, 1, d_, nullptr);
@@ -78,26 +90,19 @@ void cache_tensor::open_block(int64_t block) {
     free_pages(block);
     count(counter::kv_live_bytes, block_bytes());
     count(counter::kv_opened_pages, static_cast<uint64_t>(heads_));
-    auto & b = blocks_[static_cast<size_t>(block)];
-    if (b.listed || plain_ || b.opened) return;
-    b.listed = true;
-    open_.push_back(static_cast<int32_t>(block));
+    if (!blocks_[static_cast<size_t>(block)].opened) list(block);
 }
 
 // The pages of a sealed block go back to the arena, and the table shows its rows again.
 void cache_tensor::free_pages(int64_t block) {
-    cell_type declared{};
-    cell_type_of_host(type_, declared);
-    const attention_cells * cells = find_attention(declared);
-    const size_t head_bytes = row_bytes_ / static_cast<size_t>(heads_);
+    std::vector<attention_page> sealed;
     size_t taken = 0;
     for (int64_t head = 0; head < heads_; head++) {
-        attention_page & p = page(block, head);
-        const size_t bytes = page_bytes_of(p, d_);
-        arena_.give_back(const_cast<uint8_t *>(p.data), bytes);
-        taken += bytes;
-        p = {rows_of(block) + static_cast<size_t>(head) * head_bytes, cells};
+        sealed.push_back(page(block, head));
+        taken += page_bytes_of(sealed.back(), d_);
     }
+    give_back(sealed);
+    show_rows(block);
     blocks_[static_cast<size_t>(block)].sealed = false;
     uncount(counter::kv_live_bytes, taken);
     uncount(counter::kv_sealed_bytes, taken);
@@ -107,24 +112,18 @@ void cache_tensor::free_pages(int64_t block) {
 // False: memory is short.
 bool cache_tensor::copy_pages(const cache_tensor & source, int64_t from, int64_t to) {
     std::vector<attention_page> copies;
-    size_t taken = 0;
     for (int64_t head = 0; head < heads_; head++) {
         const attention_page & p = source.page(from, head);
         const size_t bytes = page_bytes_of(p, d_);
         uint8_t * copy = arena_.take(bytes);
         if (copy == nullptr) {
-            for (const attention_page & c : copies) arena_.give_back(const_cast<uint8_t *>(c.data), page_bytes_of(c, d_));
+            give_back(copies);
             return false;
         }
         std::memcpy(copy, p.data, bytes);
         copies.push_back({copy, p.cells});
-        taken += bytes;
     }
-    for (int64_t head = 0; head < heads_; head++) page(to, head) = copies[static_cast<size_t>(head)];
-    blocks_[static_cast<size_t>(to)].sealed = true;
-    count(counter::kv_sealed_bytes, taken);
-    count(counter::kv_saved_bytes, block_bytes() - taken);
-    uncount(counter::kv_live_bytes, block_bytes() - taken);
+    show_sealed(to, copies);
     return true;
 }
 
@@ -162,24 +161,27 @@ void cache_tensor::drop_rows(int64_t block) {
     if (first < last) os::drop_pages(reinterpret_cast<void *>(first), last - first);
 }
 
+// Calls f(number, block) for a thread's blocks. Blocks that share pages of memory with their neighbours are all one thread's.
+template <class F> void cache_tensor::each_block_of(int thread, int num_threads, F f) {
+    const int threads = block_bytes() % os::page_bytes() == 0 ? num_threads : 1;
+    for (auto b = static_cast<size_t>(thread); thread < threads && b < blocks_.size(); b += static_cast<size_t>(threads)) f(static_cast<int64_t>(b), blocks_[b]);
+}
+
 void cache_tensor::open_share(int thread, int num_threads) {
     if (d_ == 0 || plain_) return;
     any_opened_.store(true, std::memory_order_relaxed);
-    const int threads = block_bytes() % os::page_bytes() == 0 ? num_threads : 1; // else blocks share pages with their neighbours
-    for (auto b = static_cast<size_t>(thread); thread < threads && b < blocks_.size(); b += static_cast<size_t>(threads)) {
-        if (!blocks_[b].sealed) continue;
-        blocks_[b].opened = true;
-        open_block(static_cast<int64_t>(b));
-    }
+    each_block_of(thread, num_threads, [&](int64_t i, block & b) {
+        if (!b.sealed) return;
+        b.opened = true;
+        open_block(i);
+    });
 }
 
 void cache_tensor::seal_share(int thread, int num_threads) {
     if (plain_) return;
-    const int threads = block_bytes() % os::page_bytes() == 0 ? num_threads : 1;
-    for (auto b = static_cast<size_t>(thread); thread < threads && b < blocks_.size(); b += static_cast<size_t>(threads)) {
-        if (!blocks_[b].opened) continue;
-        blocks_[b].opened = !seal_block(static_cast<int64_t>(b));
-    }
+    each_block_of(thread, num_threads, [&](int64_t i, block & b) {
+        if (b.opened) b.opened = !seal_block(i);
+    });
 }
 
 // Blocks that were opened and, because a graph was aborted, not sealed again.
@@ -188,9 +190,7 @@ void cache_tensor::list_opened() {
     for (size_t b = 0; b < blocks_.size(); b++) {
         if (!blocks_[b].opened) continue;
         blocks_[b].opened = false;
-        if (blocks_[b].listed || plain_) continue;
-        blocks_[b].listed = true;
-        open_.push_back(static_cast<int32_t>(b));
+        list(static_cast<int64_t>(b));
     }
 }
 
