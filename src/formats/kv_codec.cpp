@@ -20,20 +20,10 @@ float value_of(uint16_t half) {
 }
 
 // --- codes of one row ----------------------------------------------------------------------------------------------------------------------
-struct levels_of_n {
-    const int8_t * positive;
-    double outermost; // of the ideal levels, those of the Lloyd-Max quantiser
-};
-levels_of_n levels_of(kv_codec codec) {
-    if (codec == kv_codec::n3) return {kv_levels_n3, 2.1519};
-    if (codec == kv_codec::n4) return {kv_levels_n4, 2.7326};
-    return {kv_levels_n5, 3.2607};
-}
-
 int level_of(kv_codec codec, int code) {
     if (codec == kv_codec::i8) return static_cast<int8_t>(code);
     if (codec == kv_codec::z6) return 2 * code - 63;
-    const int sign = 1 << (kv_codec_bits(codec) - 1), level = levels_of(codec).positive[code & (sign - 1)];
+    const int sign = 1 << (kv_codec_bits(codec) - 1), level = kv_levels_of(codec).positive[code & (sign - 1)];
     return code & sign ? -level : level;
 }
 
@@ -41,7 +31,7 @@ int nearest_code(kv_codec codec, double x) { // x: over the scale
     if (codec == kv_codec::i8) return static_cast<uint8_t>(static_cast<int8_t>(nearbyint(fmax(-127, fmin(x, 127)))));
     if (codec == kv_codec::z6) return static_cast<int>(fmax(0, fmin(floor(x / 2) + 32, 63)));
     const int sign = 1 << (kv_codec_bits(codec) - 1);
-    const int8_t * levels = levels_of(codec).positive;
+    const int8_t * levels = kv_levels_of(codec).positive;
     int code = 0;
     while (code < sign - 1 && 2 * fabs(x) >= levels[code] + levels[code + 1]) code++;
     return x < 0 ? code | sign : code;
@@ -82,7 +72,7 @@ bool find_scale(kv_codec codec, const float * x, int64_t d, double & scale, uint
     if (codec == kv_codec::z6) {
         for (int k = 1; k <= 24; k++) attempt(largest / 63 * (1 - 0.028 * k));
     } else if (codec != kv_codec::i8) {
-        for (int k = -6; k <= 10; k++) attempt(sqrt(xx / static_cast<double>(d)) * (1 + 0.04 * k) * levels_of(codec).outermost / 127);
+        for (int k = -6; k <= 10; k++) attempt(sqrt(xx / static_cast<double>(d)) * (1 + 0.04 * k) * kv_levels_of(codec).outermost / 127);
     }
     stored = half_of(static_cast<float>(best.scale));
     return stored < 0x7C00;

@@ -44,7 +44,19 @@ alignas(16) constexpr int8_t kv_levels_n3[4] = {14, 45, 79, 127};
 alignas(16) constexpr int8_t kv_levels_n4[8] = {6, 18, 31, 44, 58, 75, 96, 127};
 alignas(16) constexpr int8_t kv_levels_n5[16] = {3, 8, 13, 18, 24, 29, 35, 41, 47, 54, 61, 70, 79, 90, 105, 127};
 
-// `static`: ISA files include this header, and a function that they emit must not be shared with the rest of the program.
+// The positive levels of an n codec. outermost: the outermost of the ideal levels, of which these are the nearest integers in proportion.
+struct kv_levels {
+    const int8_t * positive;
+    int count;
+    double outermost;
+};
+static constexpr kv_levels kv_levels_of(kv_codec codec) {
+    if (codec == kv_codec::n3) return {kv_levels_n3, 4, 2.1519};
+    if (codec == kv_codec::n4) return {kv_levels_n4, 8, 2.7326};
+    return {kv_levels_n5, 16, 3.2607};
+}
+
+// `static`, here and above: ISA files include this header, and a function that they emit must not be shared with the rest of the program.
 static constexpr int kv_codec_bits(kv_codec codec) { return traits_of_codecs[static_cast<int>(codec)].bits; }
 static constexpr int64_t kv_codec_row_bytes(kv_codec codec, int64_t d) { return d / 8 * kv_codec_bits(codec); }
 static constexpr int64_t kv_codec_page_bytes(kv_codec codec, int64_t d) { return kv_page_cells * (kv_codec_row_bytes(codec, d) + 2); }

@@ -15,22 +15,7 @@ constexpr float numbers_range = 4095;
 constexpr float half_steps = 65536 / numbers_range; // of a factor, for the largest number to have one
 
 // --- codes of magnitudes ------------------------------------------------------------------------------------------------------------------
-template <kv_codec codec> struct n_levels;
-template <> struct n_levels<kv_codec::n3> {
-    static constexpr const int8_t * positive = kv_levels_n3;
-    static constexpr int count = 4;
-    static constexpr float outermost = 2.1519f; // of the ideal levels
-};
-template <> struct n_levels<kv_codec::n4> {
-    static constexpr const int8_t * positive = kv_levels_n4;
-    static constexpr int count = 8;
-    static constexpr float outermost = 2.7326f;
-};
-template <> struct n_levels<kv_codec::n5> {
-    static constexpr const int8_t * positive = kv_levels_n5;
-    static constexpr int count = 16;
-    static constexpr float outermost = 3.2607f;
-};
+template <kv_codec codec> constexpr kv_levels levels_of = kv_levels_of(codec);
 
 // Each 16 half steps have up to two midpoints. A code is `base` and one more for each midpoint that is passed: `first` and `second` are what
 // comes before them, or 255, which nothing passes.
@@ -43,15 +28,15 @@ template <kv_codec codec> constexpr n_tables make_tables() {
     for (int cell = 0, code = 0; cell < 16; cell++) {
         t.base[cell] = static_cast<uint8_t>(code);
         t.first[cell] = t.second[cell] = 255;
-        for (; code + 1 < n_levels<codec>::count; code++) {
-            const int midpoint = n_levels<codec>::positive[code] + n_levels<codec>::positive[code + 1];
+        for (; code + 1 < levels_of<codec>.count; code++) {
+            const int midpoint = levels_of<codec>.positive[code] + levels_of<codec>.positive[code + 1];
             if (midpoint / 16 != cell) break;
             uint8_t & before = t.first[cell] == 255 ? t.first[cell] : t.second[cell];
             before = static_cast<uint8_t>(midpoint - 1);
             t.has_second |= t.second[cell] != 255;
         }
     }
-    for (int i = 0; i < n_levels<codec>::count; i++) t.level[i] = static_cast<uint8_t>(n_levels<codec>::positive[i]);
+    for (int i = 0; i < levels_of<codec>.count; i++) t.level[i] = static_cast<uint8_t>(levels_of<codec>.positive[i]);
     return t;
 }
 template <kv_codec codec> constexpr n_tables tables_of = make_tables<codec>();
@@ -176,7 +161,7 @@ template <kv_codec codec> void encode_group(group & g, int64_t d) {
     } else {
         // Of n3 and n4 every second one and those beside the best will do. Without the others a tenth of the rows of n5 would lose 2 % and more.
         constexpr int step = codec == kv_codec::n5 ? 1 : 2;
-        const vec::floats base = vec::div(vec::mul(largest, vec::set1(127 / n_levels<codec>::outermost)), vec::load(g.rms));
+        const vec::floats base = vec::div(vec::mul(largest, vec::set1(127 / static_cast<float>(levels_of<codec>.outermost))), vec::load(g.rms));
         for (int k = -6; k <= 10; k += step) attempt(vec::mul(base, vec::set1(1 / (1 + 0.04f * static_cast<float>(k)))));
         const vec::floats coarse = best_at;
         for (int k = -1; k <= 1 && step == 2; k += 2) attempt(vec::mul(coarse, vec::set1(1 + 0.04f * static_cast<float>(k))));
