@@ -97,7 +97,7 @@ bool planner::add_attention(std::vector<tensor *> nodes, const tensor * out, int
         last = &join;
     }
     if (call->sample != nullptr) {
-        const byte_range sampled = range_at(call->sample, sizeof(*call->sample));
+        const byte_range sampled = sample_range(*call->sample);
         s.writes.push_back(sampled);
         if (last != &s) last->writes.push_back(sampled);
     }

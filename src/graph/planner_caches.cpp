@@ -24,9 +24,6 @@ void weigh_sum(const void * arguments, int, int) {
 }
 void seal_caches(const void * arguments, int, int num_threads) { static_cast<const cache_use *>(arguments)->seal(num_threads); }
 
-// Stands for all that a sample holds.
-byte_range range_of_sample(const kv::attention_sample & sample) { return range_at(&sample, sizeof(sample)); }
-
 byte_range range_of_cache(const kv::cache_tensor & cache) { return {cache.address(), cache.address() + cache.bytes()}; }
 
 // A tensor of a second context that looks at the cells of the first: its own cells say nothing about what the first uses.
@@ -84,7 +81,7 @@ std::vector<kv::cache_tensor *> planner::caches_to_open(const tensor * node) {
     if (host::op_of(node) == op::set_rows) return caches; // opened before the run
     look(node);
     for (const tensor * source : node->src) look(source);
-    if (only_shifts_cells()) return caches;
+    if (caches.empty() || only_shifts_cells()) return caches;
     if (kv::cache_tensor * written = cache_of(node)) written->expect_unseen_writes();
     for (kv::cache_tensor * cache : caches) {
         if (cache->fits_as_rows()) cache->keep_plain("an operation of the host needs it as rows");
@@ -111,7 +108,7 @@ void planner::add_seal_steps() {
         s.arguments = plan_.caches.get();
         s.num_tasks = tasks;
         for (const cache_read & r : plan_.caches->reads) s.writes.push_back(range_of_cache(*r.cache));
-        for (const auto & layer : plan_.caches->sampled) s.reads.push_back(range_of_sample(layer->sample));
+        for (const auto & layer : plan_.caches->sampled) s.reads.push_back(sample_range(layer->sample));
         s.label = label;
         plan_.steps.push_back(std::move(s));
     };
@@ -154,6 +151,9 @@ void planner::sample_attention(const tensor * node, ops::attention_call & call) 
     }
 }
 
+// Stands for all that a sample holds.
+byte_range planner::sample_range(const kv::attention_sample & sample) { return range_at(&sample, sizeof(sample)); }
+
 // After the step that made a sum which is to be weighed.
 void planner::add_weighing(const tensor * made) {
     if (plan_.weighed_sums.empty() || plan_.weighed_sums.back()->sum != made) return;
@@ -162,7 +162,7 @@ void planner::add_weighing(const tensor * made) {
     s.arguments = plan_.weighed_sums.back().get();
     s.num_tasks = 1;
     s.reads = {range_of(made)};
-    s.writes = {range_of_sample(*plan_.weighed_sums.back()->call->sample)};
+    s.writes = {sample_range(*plan_.weighed_sums.back()->call->sample)};
     s.label = "weigh sum";
     plan_.steps.push_back(std::move(s));
 }
