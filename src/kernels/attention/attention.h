@@ -141,8 +141,8 @@ struct attention_state_shape {
     bool sealed_k, sealed_v; // sealed pages differ in a transform
     bool few = true;         // for attend_block; false: for attend_tiles only
 };
-// Floats that a row of `code_queries` takes: 4 + 4 bytes a channel, offsets of sums, a unit.
-constexpr int64_t coded_query_floats(int64_t d) { return 2 * ((d + 63) & -64) + 48; }
+// Floats that a row of `code_queries` takes: 4 + 4 bytes a channel, and 64 bytes.
+constexpr int64_t coded_query_floats(int64_t d) { return 2 * ((d + 63) & -64) + 16; }
 inline attention_state_shape state_shape_of(const attention_args & args) {
     return {args.num_rows, args.k.d, args.v.d, args.sealed_k > 0 && args.rotate_k == 0, args.sealed_v > 0 && args.rotate_v == 0};
 }

@@ -169,7 +169,7 @@ struct vec : byte_vec {
         uint32_t low, high;
         __builtin_memcpy(&low, a, 4);
         __builtin_memcpy(&high, b, 4);
-        return _mm512_mask_sub_epi8(x, static_cast<uint64_t>(high) << 32 | low, _mm512_setzero_si512(), x);
+        return _mm512_mask_sub_epi8(x, _mm512_kunpackd(high, low), _mm512_setzero_si512(), x);
     }
     using byte_vec::odd_levels;
     static codes odd_levels(codes nibbles, codes high, uint8_t offset) {
@@ -243,9 +243,12 @@ struct vec : byte_vec {
         _mm512_storeu_si512(high, _mm512_permutexvar_epi32(order, highs));
         _mm512_storeu_si512(low, _mm512_permutexvar_epi32(order, lows));
     }
-    static ints sub_ints(ints x, ints y) { return _mm512_sub_epi32(x, y); }
-    static ints load_ints(const int32_t * p) { return _mm512_loadu_si512(p); }
-    static void store_ints(int32_t * p, ints x) { _mm512_storeu_si512(p, x); }
+    static int32_t sum_terms(const codes (&terms)[2]) { // 256 terms[0] + terms[1]
+        const codes ones = set1_codes(1);
+        const ints zero = set1_ints(0);
+        return _mm512_reduce_add_epi32(join_terms(_mm512_dpbusd_epi32(zero, ones, terms[0]), _mm512_dpbusd_epi32(zero, ones, terms[1])));
+    }
+    static ints add_ints(ints x, ints y) { return _mm512_add_epi32(x, y); }
 
     // --- 8 bit
     static void store_codes(int8_t * p, reg x, uint8_t offset) {

@@ -29,18 +29,27 @@ template <cell_type type, uint8_t offset, class vec> [[gnu::always_inline]] inli
     else return vec::negate_where(vec::look_up(levels_by_nibble<type, offset>.levels, vec::nibbles(a, b)), a + 16, b + 16);
 }
 
-// The same of channels [first, first + 64) of a row; where only 32 are left, these twice.
-template <cell_type type, uint8_t offset, class vec>
-[[gnu::always_inline]] inline typename vec::codes levels_at(const uint8_t * row, int64_t first, int64_t d) {
-    const uint8_t * a = row + row_bytes<type>(first);
-    return levels64<type, offset, vec>(a, first + 32 < d ? a + row_bytes<type>(32) : a);
+// Channels [first, first + 64) of a row, or the last 32.
+inline int64_t channels_at(int64_t first, int64_t d) { return d - first < coded_channels ? d - first : coded_channels; }
+// How far from the first group of these the second is; where there is none, the first is decoded twice.
+template <cell_type type> inline int64_t second_group(int64_t channels) { return channels < coded_channels ? 0 : row_bytes<type>(32); }
+
+// Moves on to the next row. Left to itself, the compiler keeps all multiples of a stride, in memory for want of registers.
+[[gnu::always_inline]] inline void step(const uint8_t *& row, int64_t stride) {
+    row += stride;
+    asm("" : "+r"(row));
 }
 
-inline int64_t channels_at(int64_t first, int64_t d) { return d - first < coded_channels ? d - first : coded_channels; }
-
-// Scales of a page lie behind what prefetch_row() covers.
-template <class vec> inline void prefetch_scales(const attention_ahead & next) {
-    for (int64_t line = 0; line < 2 * block; line += 64) vec::prefetch(next.data + block * next.stride + line);
+// Reads ahead what bytes [from, from + n) of the rows of 16 cells stand for, in the next block: a share of a page, with the last its scales.
+template <class vec>
+[[gnu::always_inline]] inline void prefetch_rows(const attention_ahead & next, int64_t c, int64_t row_bytes, int64_t from, int64_t n) {
+    if (next.stride == row_bytes) {
+        const uint8_t *at = next.data + block * from + c * n, *end = at + 16 * n;
+        if (c + 16 == block && from + n == row_bytes) end += 2 * block;
+        for (; at < end; at += 64) vec::prefetch(at);
+    } else {
+        for (int64_t t = c; t < c + 16; t++) prefetch_row({next.data + from, next.stride}, t, n);
+    }
 }
 
 // --- scores ---------------------------------------------------------------------------------------------------------------------------
@@ -48,13 +57,13 @@ template <class vec> inline void prefetch_scales(const attention_ahead & next) {
 // each i < 4, the four bytes of a query that meet a quarter stand in it four times.
 struct coded_query {
     int8_t * bytes[2]; // high, low: [(d + 63) / 64][i][t][cell][4]; 0 beyond d
-    int32_t * start;   // [2][16]: what takes the offset of levels away again
+    int32_t * start;   // what takes the offset of levels away again
     float * unit;      // NaN where an element is NaN or infinite
 };
 inline coded_query coded_query_at(float * row, int64_t d) {
     const int64_t terms = 2 * ((d + 63) & -64);
     auto * bytes = reinterpret_cast<int8_t *>(row);
-    return {{bytes, bytes + 2 * terms}, reinterpret_cast<int32_t *>(row + terms), row + terms + 32};
+    return {{bytes, bytes + 2 * terms}, reinterpret_cast<int32_t *>(row + terms), row + terms + 1};
 }
 
 template <class vec> void quantize_query(const float * q, int64_t d, const coded_query & out) {
@@ -67,7 +76,7 @@ template <class vec> void quantize_query(const float * q, int64_t d, const coded
     const float top = vec::largest(largest);
     *out.unit = vec::all_zero(finite) ? top / largest_q16 : __builtin_nanf("");
     const reg inverse = vec::set1(top > 0x1p-100f ? largest_q16 / top : 0);
-    typename vec::ints start[2] = {vec::set1_ints(0), vec::set1_ints(0)};
+    uint32_t start = 0; // wraps, as sums of products may on the way; what is left in the end does not
     for (int64_t first = 0; first < d; first += coded_channels) {
         reg x[4];
         for (int j = 0; j < 4; j++) x[j] = first + 16 * j < d ? vec::mul(vec::load(q + first + 16 * j), inverse) : vec::zero();
@@ -76,13 +85,11 @@ template <class vec> void quantize_query(const float * q, int64_t d, const coded
         for (int term = 0; term < 2; term++) {
             typename vec::codes spread[4];
             vec::spread_fours(terms[term], spread);
-            for (int i = 0; i < 4; i++) {
-                start[term] = vec::dot_keys(start[term], vec::set1_codes(vec::key_offset), spread[i]);
-                vec::store_codes(out.bytes[term] + 4 * first + 64 * i, spread[i]);
-            }
+            for (int i = 0; i < 4; i++) vec::store_codes(out.bytes[term] + 4 * first + 64 * i, spread[i]);
         }
+        start -= static_cast<uint32_t>(vec::key_offset * vec::sum_terms(terms));
     }
-    for (int term = 0; term < 2; term++) vec::store_ints(out.start + 16 * term, vec::sub_ints(vec::set1_ints(0), start[term]));
+    *out.start = static_cast<int32_t>(start);
 }
 
 template <class vec> constexpr auto code_queries() {
@@ -100,23 +107,22 @@ template <cell_type type, int R, class vec>
     constexpr int G = R <= 4 ? 2 : 1; // fours of cells that share what is loaded of a query
     coded_query q[R];
     ALLOY_UNROLL for (int r = 0; r < R; r++) q[r] = coded_query_at(const_cast<float *>(rows) + r * coded_query_floats(d), d);
+    const uint8_t * cells = k;
+    const int64_t stride = row_bytes<type>(d);
     for (int64_t c = 0; c < block; c += 16) {
         typename vec::ints sums[R][4];
+        prefetch_rows<vec>(next, c, stride, 0, stride);
         ALLOY_UNROLL for (int g0 = 0; g0 < 4; g0 += G) {
             typename vec::ints acc[G][R][2];
             ALLOY_UNROLL for (int r = 0; r < R; r++) {
-                ALLOY_UNROLL for (int term = 0; term < 2; term++) {
-                    ALLOY_UNROLL for (int g = 0; g < G; g++) acc[g][r][term] = vec::load_ints(q[r].start + 16 * term);
-                }
+                ALLOY_UNROLL for (int g = 0; g < G; g++) acc[g][r][0] = acc[g][r][1] = vec::set1_ints(0);
             }
-            const uint8_t * cells = k + (c + 4 * g0) * row_bytes<type>(d);
-            for (int64_t t = 0; t < 4 * G; t++) prefetch_row(next, c + 4 * g0 + t, row_bytes<type>(d));
             for (int64_t first = 0; first < d; first += coded_channels) {
                 typename vec::codes x[G][4];
+                const uint8_t * row = cells + row_bytes<type>(first);
+                const int64_t second = second_group<type>(channels_at(first, d));
                 ALLOY_UNROLL for (int g = 0; g < G; g++) {
-                    ALLOY_UNROLL for (int t = 0; t < 4; t++) {
-                        x[g][t] = levels_at<type, vec::key_offset, vec>(cells + (4 * g + t) * row_bytes<type>(d), first, d);
-                    }
+                    ALLOY_UNROLL for (int t = 0; t < 4; t++, step(row, stride)) x[g][t] = levels64<type, vec::key_offset, vec>(row, row + second);
                     vec::transpose_fours(x[g]);
                 }
                 ALLOY_UNROLL for (int i = 0; i < 4; i++) {
@@ -128,14 +134,15 @@ template <cell_type type, int R, class vec>
                     }
                 }
             }
+            step(cells, 4 * G * stride);
             ALLOY_UNROLL for (int r = 0; r < R; r++) {
                 ALLOY_UNROLL for (int g = 0; g < G; g++) sums[r][g0 + g] = vec::join_terms(acc[g][r][0], acc[g][r][1]);
             }
         }
-        const reg scales = vec::from_halves(k + block * row_bytes<type>(d) + 2 * c);
+        const reg scales = vec::from_halves(k + block * stride + 2 * c);
         ALLOY_UNROLL for (int r = 0; r < R; r++) {
-            const reg x = vec::mul(vec::to_floats(vec::sum_quarters(sums[r])), vec::set1(*q[r].unit));
-            vec::store(s + r * block + c, vec::mul(x, scales));
+            const reg x = vec::to_floats(vec::add_ints(vec::sum_quarters(sums[r]), vec::set1_ints(*q[r].start)));
+            vec::store(s + r * block + c, vec::mul(vec::mul(x, vec::set1(*q[r].unit)), scales));
         }
     }
 }
@@ -145,7 +152,6 @@ void coded_scores(const float * q, int64_t num_rows, int64_t d, const uint8_t * 
     for_rows<8>(num_rows, [&]<int R>(int64_t r) {
         coded_score_rows<type, R, vec>(q + r * coded_query_floats(d), d, k, next, s + r * block);
     });
-    prefetch_scales<vec>(next);
 }
 
 // --- values ---------------------------------------------------------------------------------------------------------------------------
@@ -163,25 +169,26 @@ template <class vec> inline float quantize_p16(const float * p, const reg (&scal
     return vec::all_zero(finite) ? top / largest_p16 : __builtin_nanf("");
 }
 
-// 64 channels from `first` on. Of each four cells, `interleave` gives four vectors. Sums of all four vectors for more than two rows do not fit
-// the registers: then two are used while they are decoded, and two from `panel`. Later rows find all of them there.
+// 64 or 32 channels of all cells; v and o at the first of them. Of each four cells, `interleave` gives four vectors. Sums of all
+// four for more than two rows do not fit the registers: then two are used while they are decoded, and two from `panel`. Later rows find
+// all of them there.
 template <cell_type type, int R, bool decode, class vec>
-[[gnu::noinline]] void coded_value_rows(const uint8_t (*codes)[2][block], const float * unit, const uint8_t * v, int64_t first, int64_t d,
-                                        const attention_ahead & next, int8_t * panel, bool keep, const float * alpha, float * o) {
+[[gnu::noinline]] void coded_value_rows(const uint8_t (*codes)[2][block], const float * unit, const uint8_t * v, int64_t channels, int64_t d,
+                                        const attention_ahead & next, int64_t from, int8_t * panel, bool keep, const float * alpha, float * o) {
     constexpr int J = R <= 2 ? 4 : 2;
+    const int64_t stride = row_bytes<type>(d);
     reg sums[R][4];
     ALLOY_UNROLL for (int j0 = 0; j0 < 4; j0 += J) {
         typename vec::ints acc[R][2][J];
         ALLOY_UNROLL for (int r = 0; r < R; r++) {
             ALLOY_UNROLL for (int j = 0; j < J; j++) acc[r][0][j] = acc[r][1][j] = vec::set1_ints(0);
         }
+        const uint8_t * row = v;
         for (int64_t c = 0; c < block; c += 4) {
             typename vec::codes x[4];
             if (decode && j0 == 0) {
-                ALLOY_UNROLL for (int64_t t = 0; t < 4; t++) {
-                    x[t] = levels_at<type, 0, vec>(v + (c + t) * row_bytes<type>(d), first, d);
-                    prefetch_row({next.data + row_bytes<type>(first), next.stride}, c + t, row_bytes<type>(channels_at(first, d)));
-                }
+                if (c % 16 == 0) prefetch_rows<vec>(next, c, stride, from, row_bytes<type>(channels));
+                ALLOY_UNROLL for (int t = 0; t < 4; t++, step(row, stride)) x[t] = levels64<type, 0, vec>(row, row + second_group<type>(channels));
                 vec::interleave(x);
                 ALLOY_UNROLL for (int j = 0; j < 4; j++) {
                     if (j >= J || keep) vec::store_codes(panel + 64 * (c + j), x[j]);
@@ -197,18 +204,15 @@ template <cell_type type, int R, bool decode, class vec>
             }
         }
         ALLOY_UNROLL for (int r = 0; r < R; r++) {
-            ALLOY_UNROLL for (int j = 0; j < J; j++) {
-                sums[r][j0 + j] = vec::to_floats(vec::join_terms(acc[r][0][j], acc[r][1][j]));
-            }
+            ALLOY_UNROLL for (int j = 0; j < J; j++) sums[r][j0 + j] = vec::to_floats(vec::join_terms(acc[r][0][j], acc[r][1][j]));
         }
     }
-    const int64_t vectors = channels_at(first, d) / 16;
     ALLOY_UNROLL for (int r = 0; r < R; r++) {
         vec::transpose_quarters(sums[r]);
         const reg w = vec::set1(unit[r]), a = vec::set1(alpha[r]);
         ALLOY_UNROLL for (int j = 0; j < 4; j++) {
-            float * out = o + r * d + first + 16 * j;
-            if (j < vectors) vec::store(out, vec::fma(sums[r][j], w, vec::mul(vec::load(out), a)));
+            float * out = o + r * d + 16 * j;
+            if (16 * j < channels) vec::store(out, vec::fma(sums[r][j], w, vec::mul(vec::load(out), a)));
         }
     }
 }
@@ -224,10 +228,10 @@ void coded_values(const float * p, int64_t num_rows, int64_t d, const uint8_t * 
     for (int64_t first = 0; first < d; first += coded_channels) {
         for_rows<4>(num_rows, [&]<int R>(int64_t r) {
             const auto add = r == 0 ? coded_value_rows<type, R, true, vec> : coded_value_rows<type, R, false, vec>;
-            add(codes + r, unit + r, v, first, d, next, panel, num_rows > R, alpha + r, o + r * d);
+            add(codes + r, unit + r, v + row_bytes<type>(first), channels_at(first, d), d, next, row_bytes<type>(first), panel, num_rows > R, alpha + r,
+                o + r * d + first);
         });
     }
-    prefetch_scales<vec>(next);
 }
 
 } // namespace
