@@ -104,7 +104,7 @@ template <class vec> constexpr auto code_queries() {
 
 template <cell_type type, int R, class vec>
 [[gnu::noinline]] void coded_score_rows(const float * rows, int64_t d, const uint8_t * k, const attention_ahead & next, float * s) {
-    constexpr int G = R <= 4 ? 2 : 1; // fours of cells that share what is loaded of a query
+    constexpr int G = 2; // fours of cells that share what is loaded of a query
     coded_query q[R];
     ALLOY_UNROLL for (int r = 0; r < R; r++) q[r] = coded_query_at(const_cast<float *>(rows) + r * coded_query_floats(d), d);
     const uint8_t * cells = k;
@@ -149,7 +149,7 @@ template <cell_type type, int R, class vec>
 
 template <cell_type type, class vec>
 void coded_scores(const float * q, int64_t num_rows, int64_t d, const uint8_t * k, const attention_ahead & next, float * s) {
-    for_rows<8>(num_rows, [&]<int R>(int64_t r) {
+    for_rows<4>(num_rows, [&]<int R>(int64_t r) {
         coded_score_rows<type, R, vec>(q + r * coded_query_floats(d), d, k, next, s + r * block);
     });
 }
