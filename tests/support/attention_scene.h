@@ -8,9 +8,11 @@
 #include "support/values.h"
 
 #include <algorithm>
+#include <deque>
 #include <limits>
 #include <memory>
 #include <ostream>
+#include <set>
 
 namespace alloy::test {
 
@@ -116,7 +118,7 @@ inline int level_of(cell_type type, int code) {
 }
 
 // Keys or values. The cells of each run lie in memory of their own, which ends at a closed page. Of a codec, blocks are sealed pages but
-// for two in four and a last one that is not full.
+// for two in four (unless all shall be) and a last one that is not full.
 struct store {
     cell_type type;
     int64_t d, run_cells, turn; // turn: sealed pages are rotated in groups of so many
@@ -124,8 +126,10 @@ struct store {
     std::vector<std::unique_ptr<fenced_rows>> runs, sealed;
     std::vector<attention_page> pages;
 
-    store(cell_type of, int64_t d, int64_t num_cells, int64_t run_cells, values kind, float size, uint64_t salt, isa token, bool turned)
-        : type(declared_of(of)), d(d), run_cells(run_cells), turn(is_coded(of) && turned ? d & -d : 0), worth(d * num_cells) {
+    bool seal_all;
+
+    store(cell_type of, int64_t d, int64_t num_cells, int64_t run_cells, values kind, float size, uint64_t salt, isa token, bool turned, bool seal_all)
+        : type(declared_of(of)), d(d), run_cells(run_cells), turn(is_coded(of) && turned ? d & -d : 0), worth(d * num_cells), seal_all(seal_all) {
         const size_t bytes = gguf_row_bytes(weight_of(type), d), gap = type == cell_type::f32 ? 4 : 2;
         std::vector<float> row(d);
         for (int64_t c = 0; c < num_cells; c++) {
@@ -139,7 +143,7 @@ struct store {
     }
     void add_page(cell_type of, int64_t c, int64_t num_cells, isa token) {
         const int64_t block = c / attention_block;
-        const bool seal = is_coded(of) && c + attention_block <= num_cells && (block % 4 == 0 || block % 4 == 3);
+        const bool seal = is_coded(of) && c + attention_block <= num_cells && (seal_all || block % 4 == 0 || block % 4 == 3);
         sealed.push_back(seal ? std::make_unique<fenced_rows>(attention_block, cell_row_bytes(of, d) + 2, cell_row_bytes(of, d) + 2) : nullptr);
         const cell_type lies = seal ? of : type;
         pages.push_back({seal ? sealed.back()->row<uint8_t>(0) : cell(c), find_attention(lies, isa_bit(token))});
@@ -179,6 +183,23 @@ struct store {
         if (turn > 0) rotate(back.data(), d / turn, turn);
         std::copy(back.begin(), back.end(), worth.begin() + c * d);
     }
+    // Leaves the kept cells of a run, in whole pages.
+    void pack(const attention_packing & run) {
+        int64_t taken = 0;
+        for (int64_t c = 0; c < run.num_blocks * attention_block; c++) {
+            if ((run.kept[c / attention_block] >> c % attention_block & 1) == 0) continue;
+            const auto page = [&](int64_t cell) { return sealed[run.first_block + cell / attention_block]->row<uint8_t>(0); };
+            const int64_t row = cell_row_bytes(pages[run.first_block].cells->type, d), from = c % attention_block, to = taken % attention_block;
+            std::memmove(page(taken) + to * row, page(c) + from * row, row);
+            std::memmove(page(taken) + attention_block * row + 2 * to, page(c) + attention_block * row + 2 * from, 2);
+            taken++;
+        }
+        for (int64_t b = 0; b < run.num_blocks; b++) {
+            attention_page & at = pages[run.first_block + b];
+            at.packing = &run;
+            if (b * attention_block >= taken) at.data = nullptr, at.cells = nullptr;
+        }
+    }
     void poison(int64_t c, int64_t i, float x) { // element i, and with it its block; pages of codecs hold numbers only
         if (is_sealed(c)) return;
         const uint16_t half = half_of(x);
@@ -207,6 +228,7 @@ struct shape {
     values keys = values::normal, vals = values::normal;
     float value_size = 1;
     bool turned = true; // sealed pages are rotated
+    bool seal_all = false;
     int64_t num_blocks() const { return (num_cells + attention_block - 1) / attention_block; }
 };
 inline std::ostream & operator<<(std::ostream & out, const shape & s) {
@@ -251,10 +273,12 @@ struct scene {
     fenced_rows q, out, mask, sight;
     std::vector<attention_row> rows;
     attention_args args;
+    std::deque<attention_packing> runs;
+    std::set<int64_t> evicted;
 
     scene(const shape & s, isa token)
-        : of(s), k(s.k, s.d_k, s.num_cells, s.run_cells, s.keys, 1, 0, token, s.turned),
-          v(s.v, s.d_v, s.num_cells, s.run_cells, s.vals, s.value_size, 1 << 20, token, s.turned), q(s.num_rows, 4 * s.d_k, 4 * s.d_k + 4, 4),
+        : of(s), k(s.k, s.d_k, s.num_cells, s.run_cells, s.keys, 1, 0, token, s.turned, s.seal_all),
+          v(s.v, s.d_v, s.num_cells, s.run_cells, s.vals, s.value_size, 1 << 20, token, s.turned, s.seal_all), q(s.num_rows, 4 * s.d_k, 4 * s.d_k + 4, 4),
           out(s.num_rows, 4 * s.d_v, 4 * s.d_v + 4, 4), mask(s.num_rows, 2 * s.num_cells, 2 * s.num_cells + 2, 2),
           sight(s.num_rows, s.num_blocks(), s.num_blocks() + 1) {
         for (int64_t r = 0; r < s.num_rows; r++) {
@@ -281,7 +305,19 @@ struct scene {
         }
         if (largest > 0) args.scale *= s.logits / static_cast<float>(largest);
     }
-    bool hides(int64_t r, int64_t c) const { return rows[r].mask && rows[r].mask[c] == half_of(-inf); }
+    bool hides(int64_t r, int64_t c) const { return evicted.count(c) != 0 || (rows[r].mask && rows[r].mask[c] == half_of(-inf)); }
+    // Evicts cells of the blocks from `first` on, so that `pages` pages are left.
+    void pack(int64_t first, int64_t num_blocks, int64_t pages) {
+        attention_packing & run = runs.emplace_back(attention_packing{first, num_blocks, {}});
+        int64_t left = pages * attention_block;
+        for (int64_t c = 0; c < num_blocks * attention_block; c++) {
+            const int64_t to_come = num_blocks * attention_block - c;
+            const bool keep = left == to_come || (left > 0 && static_cast<uint64_t>(c + 1) * 0x9E3779B97F4A7C15u >> 62 != 0);
+            if (keep) run.kept[c / attention_block] |= uint64_t{1} << c % attention_block, left--;
+            else evicted.insert(first * attention_block + c);
+        }
+        k.pack(run), v.pack(run);
+    }
     double logit(int64_t r, int64_t c) const {
         double sums[4] = {};
         for (int64_t i = 0; i < of.d_k; i++) sums[i % 4] += rows[r].q[i] * k.worth[c * of.d_k + i];

@@ -4,6 +4,7 @@
 #include "base/check.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 
@@ -18,10 +19,54 @@ int64_t stride_of(const attention_pages & from, int64_t block) {
 
 int64_t cells_of_block(const attention_args & args, int64_t block) { return std::min(attention_block, args.num_cells - block * attention_block); }
 
-// One block of cells in the forms that tiles read, each made when the first tile asks for it.
-class packed_block {
+// Rows as a page of one block sees them. Those of a packed page have masks of its cells.
+class rows_of_page {
   public:
-    packed_block(const attention_args & args, arena & memory)
+    // Up to attention_tile rows.
+    rows_of_page(const attention_args & args, int64_t block, const attention_row * rows, int64_t num_rows)
+        : rows_(rows), first_cell_(block * attention_block) {
+        const attention_packing * packing = args.k.pages[block].packing;
+        if (packing == nullptr) return;
+        rows_ = own_;
+        first_cell_ = 0;
+        for (int64_t r = 0; r < num_rows; r++) {
+            own_[r] = rows[r];
+            own_[r].sight = sight_ + r;
+            sight_[r] = 0;
+            for (int64_t b = 0; b < packing->num_blocks; b++) sight_[r] |= rows[r].sight[packing->first_block + b];
+            if ((sight_[r] & sight_masked) != 0) own_[r].mask = gather(*packing, block - packing->first_block, rows[r].mask, masks_[r]);
+        }
+    }
+    rows_of_page(const rows_of_page &) = delete;
+    const attention_row * rows() const { return rows_; }
+    int64_t first_cell() const { return first_cell_; } // of the page, for masks and sight
+    bool sees(int64_t r) const { return (rows_[r].sight[first_cell_ / attention_block] & sight_visible) != 0; }
+
+  private:
+    // The mask of the cells that page number `page` of a packed run holds.
+    static const uint16_t * gather(const attention_packing & packing, int64_t page, const uint16_t * mask, uint16_t * to) {
+        int64_t skip = page * attention_block, taken = 0;
+        for (int64_t b = 0; b < packing.num_blocks && taken < attention_block; b++) {
+            const uint16_t * from = mask + (packing.first_block + b) * attention_block;
+            for (uint64_t kept = packing.kept[b]; kept != 0 && taken < attention_block; kept &= kept - 1) {
+                if (skip-- > 0) continue;
+                to[taken++] = from[std::countr_zero(kept)];
+            }
+        }
+        return to;
+    }
+
+    const attention_row * rows_;
+    int64_t first_cell_;
+    attention_row own_[attention_tile];
+    uint8_t sight_[attention_tile];
+    uint16_t masks_[attention_tile][attention_block];
+};
+
+// One block of cells in the forms that tiles read, each made when the first tile asks for it.
+class repacked_block {
+  public:
+    repacked_block(const attention_args & args, arena & memory)
         : args_(args), k_rows_(memory.take<float>(attention_block * args.k.d)), v_rows_(memory.take<float>(attention_block * args.v.d)),
           k_panel_(memory.take<float>(attention_block * args.k.d)), codes_(memory.take<float>(attention_block * args.k.d / 4)) {
         keys_.codes = memory.take<uint8_t>(attention_block * args.k.d);
@@ -87,7 +132,7 @@ class packed_block {
 
 // What attend_tiles works in.
 struct tile_scratch {
-    packed_block packed;
+    repacked_block packed;
     float *s, *alpha, *weight; // of a tile
     uint8_t * codes;
     int8_queries queries{};
@@ -209,7 +254,9 @@ namespace {
 // What to read ahead during a block: the next one. Cells whose heads lie side by side are read in the order of memory, each head a share
 // of them; others row by row.
 attention_ahead ahead_of(const attention_pages & from, int64_t block, int64_t num_blocks, int64_t head, int64_t num_heads) {
-    const attention_page & next = from.pages[block + 1 < num_blocks ? block + 1 : block];
+    int64_t after = block + 1;
+    while (after < num_blocks && from.pages[after].data == nullptr) after++;
+    const attention_page & next = from.pages[after < num_blocks ? after : block];
     const int64_t row_bytes = cell_row_bytes(next.cells->type, from.d);
     if (is_coded(next.cells->type)) return {next.data, row_bytes};
     if (from.stride != row_bytes * num_heads) return {next.data, from.stride};
@@ -222,6 +269,7 @@ void attend_block(const attention_args & args, const attention_state & state, in
     ALLOY_EXPECT(args.rotate_k == 0 && args.rotate_v == 0 && state.q_codes != nullptr);
     const int64_t num_blocks = (args.num_cells + attention_block - 1) / attention_block, n = cells_of_block(args, block), d_k = args.k.d, d_v = args.v.d;
     const attention_page &k = args.k.pages[block], &v = args.v.pages[block];
+    if (k.data == nullptr) return;
     const attention_ahead next_k = ahead_of(args.k, block, num_blocks, head, num_heads), next_v = ahead_of(args.v, block, num_blocks, head, num_heads);
     const bool codes = is_coded(k.cells->type) && args.tiles->code_queries != nullptr;
     const float * q = codes ? state.q_codes : is_coded(k.cells->type) ? state.q_sealed : state.q;
@@ -229,14 +277,18 @@ void attend_block(const attention_args & args, const attention_state & state, in
     const attention_sums & sums = is_coded(v.cells->type) && state.sealed.m != nullptr ? state.sealed : state.seen;
     constexpr int64_t most = attention_tile;
     alignas(64) float s[most * attention_block], alpha[most];
-    // Neighbours that see something are taken together; with several sequences in one cache most rows see nothing of most blocks.
-    const auto sees = [&](int64_t r) { return (args.rows[r].sight[block] & sight_visible) != 0; };
-    for (int64_t r = 0, rows; r < args.num_rows; r += std::max<int64_t>(rows, 1)) {
-        for (rows = 0; rows < most && r + rows < args.num_rows && sees(r + rows);) rows++;
-        if (rows == 0) continue;
-        k.cells->scores(q + r * q_floats, rows, d_k, k.data, stride_of(args.k, block), n, next_k, s);
-        args.tiles->softmax(s, {args.rows + r, rows, block * attention_block, n, args.softcap * log2_e, sums.m + r, sums.l + 16 * r, alpha});
-        v.cells->values(s, rows, d_v, v.data, stride_of(args.v, block), n, next_v, alpha, sums.o + r * d_v);
+    for (int64_t first = 0; first < args.num_rows; first += most) {
+        const int64_t end = std::min(most, args.num_rows - first);
+        const rows_of_page here(args, block, args.rows + first, end);
+        // Neighbours that see something are taken together; with several sequences in one cache most rows see nothing of most blocks.
+        for (int64_t i = 0, rows; i < end; i += std::max<int64_t>(rows, 1)) {
+            for (rows = 0; i + rows < end && here.sees(i + rows);) rows++;
+            if (rows == 0) continue;
+            const int64_t r = first + i;
+            k.cells->scores(q + r * q_floats, rows, d_k, k.data, stride_of(args.k, block), n, next_k, s);
+            args.tiles->softmax(s, {here.rows() + i, rows, here.first_cell(), n, args.softcap * log2_e, sums.m + r, sums.l + 16 * r, alpha});
+            v.cells->values(s, rows, d_v, v.data, stride_of(args.v, block), n, next_v, alpha, sums.o + r * d_v);
+        }
     }
 }
 
@@ -254,21 +306,23 @@ attention_counts attend_tiles(const attention_args & args, const attention_state
     const int64_t d_k = args.k.d, d_v = args.v.d;
     const attention_sums & seen = state.seen;
     tile_scratch work(args, arena(scratch));
-    packed_block & packed = work.packed;
+    repacked_block & packed = work.packed;
     const int8_queries & q8 = work.queries;
     float *s = work.s, *alpha = work.alpha;
     if (args.int8) tiles.quantize_queries(state.q, args.num_rows, d_k, q8);
 
     attention_counts counts{};
     for (int64_t block = 0; block * attention_block < args.num_cells; block++) {
+        if (args.k.pages[block].data == nullptr) continue;
         packed.move_to(block);
         for (int64_t r = 0; r < args.num_rows; r += attention_tile) {
             const int64_t rows = std::min(attention_tile, args.num_rows - r);
+            const rows_of_page here(args, block, args.rows + r, rows);
             uint8_t sight = 0;
-            for (int64_t i = r; i < r + rows; i++) sight |= args.rows[i].sight[block];
+            for (int64_t i = 0; i < rows; i++) sight |= here.rows()[i].sight[here.first_cell() / attention_block];
             if ((sight & sight_visible) == 0) continue;
-            const attention_tile_rows tile{args.rows + r,          rows,       block * attention_block, packed.cells(),
-                                           args.softcap * log2_e, seen.m + r, seen.l + 16 * r,         alpha};
+            const attention_tile_rows tile{here.rows(),           rows,       here.first_cell(), packed.cells(),
+                                           args.softcap * log2_e, seen.m + r, seen.l + 16 * r,   alpha};
             float * o = seen.o + r * d_v;
             bool int8 = args.int8 && (sight & sight_recent) == 0;
             if (int8 && !is_safe(q8, r, rows, packed.keys(), packed.values())) {

@@ -61,14 +61,22 @@ struct attention_row {
 struct attention_tiles;
 struct attention_cells;
 
-// Where one block of cells of one head lies, and the kernels that read it.
+// A run of blocks of which one head keeps some cells, in their order: so many whole pages, which take the places of the run's first blocks.
+struct attention_packing {
+    static constexpr int64_t max_blocks = 8;
+    int64_t first_block, num_blocks;
+    uint64_t kept[max_blocks]; // of each block; bit c: cell c
+};
+
+// Where one block of cells of one head lies, and the kernels that read it. No data: the place is left over in a packed run.
 struct attention_page {
     const uint8_t * data;
     const attention_cells * cells;
+    const attention_packing * packing = nullptr; // that the page is part of; the same for keys and values
 };
 
 // The cells of one key or value head, block by block. Blocks of a codec are sealed pages, dense; other cells lie `stride` bytes apart, and
-// only the last block may be shorter.
+// only the last block may be shorter. Packed runs are sealed, and end before num_cells.
 struct attention_pages {
     const attention_page * pages; // [(num_cells + 63) / 64]
     int64_t d;

@@ -91,6 +91,19 @@ TEST_P(attention, masks_softcaps_and_sinks) {
     }
 }
 
+TEST_P(attention, evicted_cells_have_no_effect) {
+    if (!is_coded(type)) return;
+    for (const masks mask : all_masks) {
+        for (const way how : {way::few, way::tiles, way::int8}) {
+            scene s({.k = type, .v = type, .num_rows = how == way::few ? 5 : 30, .num_cells = 700, .mask = mask, .recent = false, .seal_all = true}, token);
+            s.pack(1, 7, 5);
+            s.pack(8, 2, 1);
+            s.attend(how);
+            s.expect_right(how);
+        }
+    }
+}
+
 TEST_P(attention, extremes) {
     constexpr float sizes[] = {1e-5f, 1, 100};
     int turn = 0;
