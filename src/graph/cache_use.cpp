@@ -52,6 +52,7 @@ void cache_use::prepare() {
         streams = std::max(streams, r.num_streams);
         for (int64_t s = 0; s < r.num_streams && r.cells >= 0; s++) r.cache->trim(r.first_stream + s, r.cells);
     }
+    for (kv::cache_tensor * cache : opened) cache->unpack_all();
     for (const cache_write & w : writes) {
         if (last == nullptr || last->indices != w.indices || last->first_row != w.first_row) blocks = blocks_of(w, positions);
         last = &w;
@@ -64,16 +65,39 @@ void cache_use::prepare() {
         const bool listed = std::find(to_seal_.begin(), to_seal_.end(), r.cache) != to_seal_.end();
         if (!listed && r.cache->has_sealable(sequences_)) to_seal_.push_back(r.cache);
     }
+    if (!sampled.empty()) {
+        kv::eviction & evicted = sampled.front()->keys->evicted();
+        evicted.expect(blocks);
+        if (sequences > streams) evicted.refuse("several sequences share one cache (llama-server: -np 1, or streams of their own: --no-kv-unified)");
+    }
     choose_samples(sequences == 1 && streams == 1);
+}
+
+// Where one sequence's tokens are written, in rows of the caches; none: it is not known.
+std::vector<int64_t> cache_use::written_rows() const {
+    std::vector<int64_t> rows;
+    if (writes.empty()) return rows;
+    const cache_write & w = writes.front();
+    const auto * index = static_cast<const int64_t *>(w.indices->data);
+    for (int64_t i = 0; i < w.indices->ne[0]; i++) rows.push_back(w.first_row + index[i]);
+    return rows;
 }
 
 // Rows of several sequences in one cache see different cells: masks would have to be looked up.
 void cache_use::choose_samples(bool one_sequence) {
     sampling_ = one_sequence && !to_seal_.empty() && !sampled.empty() && sampled.front()->keys->rates().sample_next();
+    if (sampled.empty()) return;
+    const kv::cache_tensor & cache = *sampled.front()->keys;
+    const int64_t tokens = sampled.front()->tokens;
+    std::vector<kv::sampled_token> which;
+    const std::vector<int64_t> rows = one_sequence && cache.evicted().on() ? written_rows() : std::vector<int64_t>();
+    if (static_cast<int64_t>(rows.size()) == tokens) which = kv::eviction::observers(rows, rows[0] / cache.rows_a_stream() * cache.rows_a_stream());
+    for (int64_t i = std::max<int64_t>(0, tokens - kv::attention_sample::max_last_tokens); sampling_ && i < tokens; i++) {
+        const auto after = std::lower_bound(which.begin(), which.end(), i, [](const kv::sampled_token & t, int64_t x) { return t.token < x; });
+        if (after == which.end() || after->token != i) which.insert(after, {i});
+    }
     for (const auto & layer : sampled) {
-        layer->sample.wanted = sampling_;
-        if (!sampling_) continue;
-        layer->sample.tokens = std::min(layer->tokens, kv::attention_sample::max_tokens);
+        layer->sample.which = which;
         layer->sample.resize();
     }
 }
@@ -94,6 +118,22 @@ void cache_use::assign() const {
 
 void cache_use::seal(int num_threads) const {
     for (int64_t i; (i = sealing_.take(static_cast<int64_t>(to_seal_.size()), num_threads)) >= 0;) to_seal_[static_cast<size_t>(i)]->seal(sequences_);
+}
+
+void cache_use::weigh_cells(int num_threads) const {
+    for (int64_t i; (i = weighing_.take(static_cast<int64_t>(sampled.size()), num_threads)) >= 0;) {
+        const sampled_layer & layer = *sampled[static_cast<size_t>(i)];
+        layer.keys->evicted().weigh(*layer.keys, *layer.values, layer.sample);
+    }
+}
+
+void cache_use::choose_cells() const { sampled.front()->keys->evicted().choose(); }
+
+void cache_use::evict(int num_threads) const {
+    for (int64_t i; (i = evicting_.take(static_cast<int64_t>(sampled.size()), num_threads)) >= 0;) {
+        const sampled_layer & layer = *sampled[static_cast<size_t>(i)];
+        layer.keys->evicted().evict(*layer.keys);
+    }
 }
 
 } // namespace alloy::graph

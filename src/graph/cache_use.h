@@ -20,7 +20,7 @@ struct cache_read { // keys or values of a FLASH_ATTN_EXT
     int64_t cells; // of each stream; none beyond is used. Negative: the tensor does not say
 };
 
-// One layer's attention, whose last tokens may be sampled to learn what bits its heads need.
+// One layer's attention, some of whose tokens may be sampled to learn what bits its heads need, and which cells.
 struct sampled_layer {
     kv::cache_tensor *keys, *values;
     int64_t tokens; // of the graph
@@ -32,6 +32,7 @@ struct cache_use {
     std::vector<cache_read> reads;
     const host::tensor * positions = nullptr; // I32 [tokens or more], in host memory, or null
     std::vector<std::unique_ptr<sampled_layer>> sampled;
+    std::vector<kv::cache_tensor *> opened; // by steps, for the host
 
     // Before anything is written, with indices that were checked: opens what is written, drops what nobody uses, finds what to seal.
     void prepare();
@@ -39,14 +40,18 @@ struct cache_use {
     void measure(int num_threads) const;
     void assign() const; // one thread
     void seal(int num_threads) const;
+    void weigh_cells(int num_threads) const;
+    void choose_cells() const; // one thread
+    void evict(int num_threads) const;
     bool may_seal() const;
 
   private:
     std::vector<kv::cache_tensor *> to_seal_;
     int64_t sequences_ = 1; // of a stream
     void choose_samples(bool one_sequence);
-    bool sampling_ = false;
-    mutable ops::work_counter measuring_, sealing_;
+    std::vector<int64_t> written_rows() const;
+    bool sampling_ = false; // for rates
+    mutable ops::work_counter measuring_, sealing_, weighing_, evicting_;
 };
 
 } // namespace alloy::graph

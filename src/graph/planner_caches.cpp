@@ -22,6 +22,9 @@ void weigh_sum(const void * arguments, int, int) {
     const auto & [call, sum] = *static_cast<const weighed_sum *>(arguments);
     call->weigh_sum(sum);
 }
+void weigh_cells(const void * arguments, int, int num_threads) { static_cast<const cache_use *>(arguments)->weigh_cells(num_threads); }
+void choose_cells(const void * arguments, int, int) { static_cast<const cache_use *>(arguments)->choose_cells(); }
+void evict_cells(const void * arguments, int, int num_threads) { static_cast<const cache_use *>(arguments)->evict(num_threads); }
 void seal_caches(const void * arguments, int, int num_threads) { static_cast<const cache_use *>(arguments)->seal(num_threads); }
 
 byte_range range_of_cache(const kv::cache_tensor & cache) { return {cache.address(), cache.address() + cache.bytes()}; }
@@ -57,9 +60,10 @@ void planner::look_at_cache_read(const tensor * cells) {
     kv::cache_tensor * cache = cache_of(cells);
     if (cache == nullptr) return;
     const size_t offset = reinterpret_cast<uintptr_t>(cells->data) - cache->address();
-    const int64_t rows_a_stream = cache->num_rows() / std::max<int64_t>(1, cache->num_streams());
+    const int64_t rows_a_stream = cache->rows_a_stream();
     const auto first = static_cast<int64_t>(offset / cache->row_bytes()) / rows_a_stream;
     const bool says_all = offset % (cache->row_bytes() * static_cast<size_t>(rows_a_stream)) == 0 && cells->nb[1] == cache->row_bytes() && !is_alias(cells);
+    if (!says_all) cache->evicted().refuse("another context, or a part of the graph, looks at some of the cells");
     plan_.caches->reads.push_back({cache, first, cells->ne[3], says_all ? cells->ne[1] : -1});
 }
 
@@ -92,6 +96,7 @@ std::vector<kv::cache_tensor *> planner::caches_to_open(const tensor * node) {
 
 void planner::add_cache_step(bool open, const kv::cache_tensor & cache) {
     step s;
+    if (open) plan_.caches->opened.push_back(const_cast<kv::cache_tensor *>(&cache));
     s.run = open ? open_cache : close_cache;
     s.arguments = &cache;
     s.num_tasks = one_task_a_thread;
@@ -112,18 +117,25 @@ void planner::add_seal_steps() {
         s.label = label;
         plan_.steps.push_back(std::move(s));
     };
-    if (!plan_.caches->sampled.empty()) {
+    const bool sampled = !plan_.caches->sampled.empty();
+    if (sampled && plan_.caches->sampled.front()->keys->rates().on()) {
         add(measure_heads, one_task_a_thread, "measure heads");
         add(assign_rates, 1, "assign rates");
     }
     add(seal_caches, one_task_a_thread, "seal");
+    if (sampled && plan_.caches->sampled.front()->keys->evicted().on()) {
+        add(weigh_cells, one_task_a_thread, "weigh cells");
+        add(choose_cells, 1, "choose cells");
+        add(evict_cells, one_task_a_thread, "evict");
+    }
 }
 
-// Where heads have bits of their own, attention can be sampled, and what it adds to the residual stream.
+// Where heads have bits or cells of their own, attention can be sampled, and for bits what it adds to the residual stream.
 void planner::sample_attention(const tensor * node, ops::attention_call & call) {
     kv::cache_tensor *keys = cache_of(node->src[1]), *values = cache_of(node->src[2]);
     const bool compressed = keys != nullptr && values != nullptr && !keys->is_plain() && !values->is_plain();
-    if (!compressed || !keys->rates().on() || call.softcap != 0 || call.max_bias != 0) return;
+    if (!compressed || (!keys->rates().on() && !keys->evicted().on())) return;
+    if (call.softcap != 0 || call.max_bias != 0) return keys->evicted().refuse("its attention has a softcap or ALiBi");
     for (const auto & layer : plan_.caches->sampled) { // layers may share a cache; one thread measures it
         if (layer->keys == keys || layer->values == values) return;
     }
@@ -135,6 +147,8 @@ void planner::sample_attention(const tensor * node, ops::attention_call & call) 
     sample.d_v = call.shape.d_v;
     sample.scale = call.scale;
     call.sample = &sample;
+    keys->pair_with(*values);
+    if (!keys->rates().on()) return;
     // The next sum of two equal shapes, one of them made before the attention.
     constexpr int64_t most_nodes_between = 8;
     const auto at = std::find(live_.begin(), live_.end(), node);

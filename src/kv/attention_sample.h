@@ -1,4 +1,4 @@
-// What the last tokens of a graph saw in one layer: from it the store learns what errors of keys and values would cost.
+// What some tokens of a graph saw in one layer: from it the store learns what errors of keys and values would cost, and which cells matter.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -6,25 +6,34 @@
 
 namespace alloy::kv {
 
-struct attention_sample {
-    static constexpr int64_t max_tokens = 8;
-    bool wanted = false; // in this run; else nothing below is touched
+struct sampled_token {
+    int64_t token;                  // of the graph
+    int64_t row = -1;               // of the cache, where the token observes a run; -1: it does not
+    int64_t run_begin = 0, run_end = 0; // cells of the stream that it observes
+};
 
-    int64_t tokens = 0, heads = 0, kv_heads = 0, d_k = 0, d_v = 0;
+struct attention_sample {
+    static constexpr int64_t max_last_tokens = 8; // for rates of heads
+    std::vector<sampled_token> which; // ascending; none: nothing below is touched in this run
+
+    int64_t heads = 0, kv_heads = 0, d_k = 0, d_v = 0;
     float scale = 0;            // of logits
     std::vector<float> q;       // [heads][tokens][d_k]
     std::vector<float> log_sum; // [heads][tokens] log2 of the sum of exp(logit) over all cells
     std::vector<float> out;     // [heads][tokens][d_v], in the transform that values lie in
+    std::vector<uint8_t> sees_run; // [heads][tokens] whether the mask hides no cell that is observed
 
     int64_t n = 0;                // elements of the residual stream; 0: it was not found
     std::vector<float> residual;  // [tokens][n] before the layer's attention was added
     double added = 0, before = 0; // energies: of what was added, and of the residual stream before
 
+    int64_t tokens() const { return static_cast<int64_t>(which.size()); }
     void resize() {
-        q.resize(static_cast<size_t>(heads * tokens * d_k));
-        log_sum.resize(static_cast<size_t>(heads * tokens));
-        out.resize(static_cast<size_t>(heads * tokens * d_v));
-        residual.resize(static_cast<size_t>(tokens * n));
+        q.resize(static_cast<size_t>(heads * tokens() * d_k));
+        log_sum.resize(static_cast<size_t>(heads * tokens()));
+        out.resize(static_cast<size_t>(heads * tokens() * d_v));
+        sees_run.resize(static_cast<size_t>(heads * tokens()));
+        residual.resize(static_cast<size_t>(tokens() * n));
     }
 };
 

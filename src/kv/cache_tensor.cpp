@@ -20,10 +20,11 @@ uint64_t bits(int64_t first, int64_t count) { return count >= 64 ? ~uint64_t{0} 
 
 } // namespace
 
-cache_tensor::cache_tensor(const host::tensor & declared, void * address, size_t bytes, const policy & wanted, page_arena & arena, head_rates & rates)
+cache_tensor::cache_tensor(const host::tensor & declared, void * address, size_t bytes, const policy & wanted, page_arena & arena, head_rates & rates,
+                           eviction & evicted)
     : type_(declared.type), address_(reinterpret_cast<uintptr_t>(address)), bytes_(bytes), row_bytes_(declared.nb[1]),
       num_rows_(declared.ne[1] * declared.ne[2] * declared.ne[3]), blocks_a_stream_((declared.ne[1] + block_cells - 1) / block_cells), policy_(wanted),
-      arena_(arena), rates_(rates) {
+      arena_(arena), rates_(rates), evicted_(evicted) {
     parse_cache_name(declared.name, name_);
     whole_blocks_ = declared.ne[1] % block_cells == 0 && row_bytes_ * static_cast<size_t>(num_rows_) == bytes;
     plain_ = !wanted.lossy || name_.is_side_cache || !whole_blocks_;
@@ -85,6 +86,7 @@ void cache_tensor::set_codec(int64_t head, kv_codec codec) {
 }
 
 void cache_tensor::make_writable(int64_t block, bool all_of_it) {
+    if (run_of(block) != nullptr) unpack(block);
     if (!blocks_[static_cast<size_t>(block)].sealed) return;
     if (all_of_it) drop_block(block);
     else open_block(block);
@@ -120,6 +122,12 @@ void cache_tensor::fill(uint8_t value, size_t offset, size_t bytes) {
 }
 
 void cache_tensor::read(void * data, size_t offset, size_t bytes) const {
+    // Whoever restores them takes every cell for a token's own.
+    if (!plain_) evicted_.refuse("the host saves the cells of this cache (llama-server: --cache-ram 0 keeps it from that)");
+    read_rows(data, offset, bytes);
+}
+
+void cache_tensor::read_rows(void * data, size_t offset, size_t bytes) const {
     std::vector<uint8_t> rows_of_block;
     each_block(offset, bytes, [&](int64_t block, int64_t, int64_t, size_t at, size_t size) {
         const auto * from = reinterpret_cast<const uint8_t *>(address_ + at);
@@ -133,6 +141,7 @@ void cache_tensor::read(void * data, size_t offset, size_t bytes) const {
 }
 
 void cache_tensor::clear() {
+    runs_.clear();
     for (size_t b = 0; b < blocks_.size(); b++) {
         drop_block(static_cast<int64_t>(b));
         blocks_[b] = {};
@@ -156,7 +165,7 @@ bool cache_tensor::copy_from(const cache_tensor & source, size_t source_offset, 
     const bool same_heads = source.d_ == d_ && source.heads_ == heads_ && source.plain_ == plain_;
     if (!whole || !same_heads || unseen_ || source.unseen_) {
         std::vector<uint8_t> rows(bytes);
-        source.read(rows.data(), source_offset, bytes);
+        source.read_rows(rows.data(), source_offset, bytes);
         write(rows.data(), offset, bytes);
         return true;
     }
@@ -168,7 +177,7 @@ bool cache_tensor::copy_from(const cache_tensor & source, size_t source_offset, 
         const block & b = source.blocks_[static_cast<size_t>(from)];
         if (b.written == 0) return;
         note_write({to, b.written, b.sinks});
-        if (!b.sealed || !copy_pages(source, from, to)) {
+        if (!b.sealed || source.run_of(from) != nullptr || !copy_pages(source, from, to)) {
             if (b.sealed) source.decode_block(from, rows_of(to));
             else std::memcpy(rows_of(to), source.rows_of(from), block_bytes());
         }
@@ -235,7 +244,9 @@ bool cache_tensor::learn_heads(const host::tensor & t) {
 void cache_tensor::trim(int64_t stream, int64_t cells) {
     if (!whole_blocks_ || unseen_) return;
     auto & s = streams_[static_cast<size_t>(stream)];
-    const int64_t first = (cells + block_cells - 1) / block_cells;
+    const int64_t first = (cells + block_cells - 1) / block_cells, begin = stream * blocks_a_stream_ + first;
+    if (first < s.top && run_of(begin) != nullptr && runs_.count(begin) == 0) unpack(begin); // it begins before
+    runs_.erase(runs_.lower_bound(begin), runs_.lower_bound((stream + 1) * blocks_a_stream_));
     for (int64_t b = first; b < s.top; b++) drop_block(stream * blocks_a_stream_ + b);
     s.top = std::min(s.top, first);
 }

@@ -2,6 +2,7 @@
 
 #include "kernels/codec/codec.h"
 #include "kernels/rowwise/rowwise.h"
+#include "kv/dot.h"
 #include "kv/kv.h"
 
 #include <algorithm>
@@ -17,14 +18,6 @@ constexpr int64_t later_interval = 16;
 
 constexpr int64_t cells = attention_block;
 using rows = std::vector<float>; // [cells][d]
-
-float dot(const float * a, const float * b, int64_t n) {
-    float sum[8] = {};
-    for (int64_t i = 0; i < n; i += 8) {
-        for (int j = 0; j < 8; j++) sum[j] += a[i + j] * b[i + j];
-    }
-    return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
-}
 
 // What is lost of rows in a codec; empty when they cannot be encoded.
 rows error_of(const rows & x, kv_codec codec, int64_t d) {
@@ -45,7 +38,7 @@ struct weights_of_cells {
 };
 
 weights_of_cells weigh(const attention_sample & seen, int64_t head, const rows & k, const rows & v, int64_t rotation_k, int64_t rotation_v) {
-    const int64_t group = seen.heads / seen.kv_heads, queries = group * seen.tokens;
+    const int64_t group = seen.heads / seen.kv_heads, queries = group * seen.tokens();
     const float * q = seen.q.data() + head * queries * seen.d_k;
     weights_of_cells w{rows(cells), rows(static_cast<size_t>(queries * cells)), {q, q + queries * seen.d_k}, queries};
     rows out(seen.out.begin() + head * queries * seen.d_v, seen.out.begin() + (head + 1) * queries * seen.d_v);

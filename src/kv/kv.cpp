@@ -40,7 +40,7 @@ kv_view plain_view(const host::tensor & t) {
 }
 
 void store::add(const host::tensor & declared, void * address, size_t bytes) {
-    caches_.push_back(std::make_unique<cache_tensor>(declared, address, bytes, policy_, arena_, rates_));
+    caches_.push_back(std::make_unique<cache_tensor>(declared, address, bytes, policy_, arena_, rates_, evicted_));
 }
 
 void store::sort() {
@@ -56,6 +56,7 @@ cache_tensor * store::find(uintptr_t address) {
 
 void store::clear() {
     for (auto & c : caches_) c->clear();
+    evicted_.forget();
 }
 
 } // namespace alloy::kv

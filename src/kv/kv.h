@@ -6,6 +6,7 @@
 #pragma once
 #include "host/abi_v3.h"
 #include "kernels/attention/attention.h"
+#include "kv/eviction.h"
 #include "kv/head_rates.h"
 #include "kv/page_arena.h"
 #include "kv/policy.h"
@@ -13,6 +14,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -52,9 +54,16 @@ struct block_write {
     uint64_t sinks;  // of these
 };
 
+// What one head keeps of a run.
+struct packed_head {
+    attention_packing cells;
+    int64_t least; // the kept cell that was attended least
+};
+
 class cache_tensor {
   public:
-    cache_tensor(const host::tensor & declared, void * address, size_t bytes, const policy & wanted, page_arena & arena, head_rates & rates);
+    cache_tensor(const host::tensor & declared, void * address, size_t bytes, const policy & wanted, page_arena & arena, head_rates & rates,
+                 eviction & evicted);
     ~cache_tensor();
     cache_tensor(const cache_tensor &) = delete;
     cache_tensor & operator=(const cache_tensor &) = delete;
@@ -64,6 +73,7 @@ class cache_tensor {
     size_t row_bytes() const { return row_bytes_; }
     int64_t num_rows() const { return num_rows_; } // cells of all streams
     int64_t num_streams() const { return static_cast<int64_t>(streams_.size()); }
+    int64_t rows_a_stream() const { return num_rows_ / num_streams(); }
     const cache_name & name() const { return name_; }
 
     // --- host accesses to bytes [offset, offset + bytes), in the declared type; already bounds-checked
@@ -104,6 +114,17 @@ class cache_tensor {
     head_rates & rates() const { return rates_; }
     std::vector<float> turned_rows(int64_t block, int64_t head) const; // [64][d]: rows as sealed pages hold them, sealed pages as rows do
 
+    // --- eviction: runs of sealed blocks of which heads keep some cells
+    eviction & evicted() const { return evicted_; }
+    void pair_with(cache_tensor & other) { partner_ = &other, other.partner_ = this; } // keys and values of a layer: packed and unpacked together
+    // The blocks of run number `run` (of attention_packing::max_blocks, counted from the start of the cache) but for those up to its last sinks.
+    // False: some are not sealed, or packed already.
+    bool find_sealed_run(int64_t run, int64_t & first, int64_t & num);
+    bool may_pack(int64_t first, int64_t num, int64_t head) const; // whether its pages are of one codec
+    size_t page_bytes(int64_t block, int64_t head) const;          // of a sealed page
+    void pack(int64_t first, int64_t num, std::vector<packed_head> of_heads);
+    void unpack_all(); // into rows
+
   private:
     static constexpr int64_t block_cells = attention_block;
     struct block {
@@ -138,6 +159,11 @@ class cache_tensor {
     template <class F> void each_block_of(int thread, int num_threads, F f);
     void decode_block(int64_t block, uint8_t * rows) const; // 64 rows of the declared type
     void open_block(int64_t block);
+    void show_opened(int64_t block); // once its rows are decoded
+    const std::vector<packed_head> * run_of(int64_t block) const; // that the block is packed in, or null
+    std::vector<float> unpacked_rows(const packed_head & of, int64_t block, int64_t head) const;
+    void unpack(int64_t block);
+    void read_rows(void * data, size_t offset, size_t bytes) const;
     void list_opened();
     bool copy_pages(const cache_tensor & source, int64_t from, int64_t to);
     void free_pages(int64_t block);
@@ -155,6 +181,8 @@ class cache_tensor {
     policy policy_;
     page_arena & arena_;
     head_rates & rates_;
+    eviction & evicted_;
+    cache_tensor * partner_ = nullptr;
     bool whole_blocks_; // no block has cells of two streams
     bool plain_;        // rows for good
     bool unseen_ = false; // blocks may hold rows that are not marked as written; plain as well
@@ -165,6 +193,7 @@ class cache_tensor {
     std::vector<attention_page> pages_;         // [streams][heads][blocks_a_stream]
     std::vector<block> blocks_;
     std::vector<stream> streams_;
+    std::map<int64_t, std::vector<packed_head>> runs_; // packed, by their first block
     std::vector<int32_t> open_;                 // blocks that hold rows and may be sealed some day
     std::atomic<bool> any_opened_{false};       // since list_opened()
 };
@@ -172,7 +201,7 @@ class cache_tensor {
 // The cache tensors of one buffer.
 class store {
   public:
-    explicit store(const policy & wanted) : policy_(wanted), rates_(wanted) {}
+    explicit store(const policy & wanted) : policy_(wanted), rates_(wanted), evicted_(wanted) {}
     void add(const host::tensor & declared, void * address, size_t bytes);
     void sort(); // after the last add()
     cache_tensor * find(uintptr_t address);
@@ -182,6 +211,7 @@ class store {
     policy policy_;
     page_arena arena_;
     head_rates rates_;
+    eviction evicted_;
     std::vector<std::unique_ptr<cache_tensor>> caches_; // sorted by address
 };
 

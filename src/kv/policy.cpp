@@ -14,10 +14,12 @@ constexpr double tolerance = 1.02; // and less of larger ones: a share that is j
 
 } // namespace
 
-policy wanted_policy() {
+namespace {
+
+policy wanted_codecs() {
     const std::string & wanted = text_of(option::kv);
-#define ALLOY_KV_PRESET(name, keys, values, loss) \
-    if (wanted == #name) return {true, static_cast<int64_t>(number_of(option::kv_window)), kv_codec::keys, kv_codec::values, loss, 0};
+#define ALLOY_KV_PRESET(name, of_keys, of_values, as_measured) \
+    if (wanted == #name) return {.lossy = true, .keys = kv_codec::of_keys, .values = kv_codec::of_values, .loss = as_measured};
 #include "kv/presets.inc"
 #undef ALLOY_KV_PRESET
     const double share = share_of(option::kv);
@@ -26,7 +28,7 @@ policy wanted_policy() {
     constexpr std::pair<kv_codec, kv_codec> splits[] = {{kv_codec::i8, kv_codec::i8}, {kv_codec::i8, kv_codec::z6}, {kv_codec::z6, kv_codec::z6},
                                                         {kv_codec::z6, kv_codec::n5}, {kv_codec::z6, kv_codec::n4}, {kv_codec::n5, kv_codec::n4},
                                                         {kv_codec::n5, kv_codec::n3}, {kv_codec::n4, kv_codec::n3}};
-    policy p{true, static_cast<int64_t>(number_of(option::kv_window)), kv_codec::n4, kv_codec::n3, nullptr, share};
+    policy p{.lossy = true, .keys = kv_codec::n4, .values = kv_codec::n3, .loss = nullptr, .share = share};
     for (const auto & [keys, values] : splits) {
         p.keys = keys;
         p.values = values;
@@ -35,9 +37,23 @@ policy wanted_policy() {
     return p;
 }
 
+} // namespace
+
+policy wanted_policy() {
+    policy p = wanted_codecs();
+    p.window = static_cast<int64_t>(number_of(option::kv_window));
+    if (const double keep = share_of(option::kv_evict); keep > 0) p.keep = keep;
+    return p;
+}
+
 void announce(const policy & p) {
     static std::atomic<bool> done{false};
-    if (!p.lossy || done.exchange(true)) return;
+    if ((!p.lossy && p.keep == 1) || done.exchange(true)) return;
+    if (!p.lossy) {
+        ALLOY_WARN("KV cache: GGML_ALLOY_KV_EVICT does nothing without a compressed cache: set GGML_ALLOY_KV as well (got exact, expected int8, compact, "
+                   "tiny or a share)");
+        return;
+    }
     const char * of_keys = traits_of_codecs[static_cast<int>(p.keys)].name;
     const char * of_values = traits_of_codecs[static_cast<int>(p.values)].name;
     if (p.share > 0) {
@@ -46,6 +62,10 @@ void announce(const policy & p) {
     } else {
         ALLOY_WARN("KV cache: %s (keys %s, values %s) saves %.1f %% of f16 where cells are not recent; lossy, measured on SmolLM2-135M / Gemma-3-270M: %s",
                    text_of(option::kv).c_str(), of_keys, of_values, 100 * (1 - share_of_f16(p, typical_d)), p.loss);
+    }
+    if (p.keep < 1) {
+        ALLOY_WARN("KV cache: of these cells each head drops those that are attended least, until %.0f %% are left in all; " "lossy: a text that asks for what was dropped finds it missing",
+                   100 * p.keep);
     }
 }
 

@@ -16,6 +16,7 @@ struct policy {
     int64_t window = 128;
     kv_codec keys = kv_codec::i8, values = kv_codec::i8;
     const char * loss = ""; // as measured, for the user; null: it was not measured for this
+    double keep = 1;        // < 1: so large a share of sealed cells stays, those that are attended most
     double share = 0;       // > 0: each head gets bits of its own around these, to so large a share of the bytes of f16
 };
 

@@ -19,6 +19,8 @@ size_t page_bytes_of(const attention_page & page, int64_t d) {
 
 } // namespace
 
+size_t cache_tensor::page_bytes(int64_t block, int64_t head) const { return page_bytes_of(page(block, head), d_); }
+
 attention_page & cache_tensor::page(int64_t block, int64_t head) {
     const int64_t stream = stream_of(block);
     return pages_[static_cast<size_t>((stream * heads_ + head) * blocks_a_stream_ + block % blocks_a_stream_)];
@@ -46,6 +48,7 @@ void cache_tensor::give_back(const std::vector<attention_page> & sealed) {
 }
 
 std::vector<float> cache_tensor::turned_rows(int64_t block, int64_t head) const {
+    if (const auto * run = run_of(block)) return unpacked_rows((*run)[static_cast<size_t>(head)], block, head);
     std::vector<float> rows(static_cast<size_t>(block_cells * d_));
     const attention_page & from = page(block, head);
     const int64_t stride = is_coded(from.cells->type) ? cell_row_bytes(from.cells->type, d_) : static_cast<int64_t>(row_bytes_);
@@ -86,7 +89,12 @@ void cache_tensor::decode_block(int64_t block, uint8_t * rows) const {
 }
 
 void cache_tensor::open_block(int64_t block) {
+    if (run_of(block) != nullptr) return unpack(block);
     decode_block(block, rows_of(block));
+    show_opened(block);
+}
+
+void cache_tensor::show_opened(int64_t block) {
     free_pages(block);
     count(counter::kv_live_bytes, block_bytes());
     count(counter::kv_opened_pages, static_cast<uint64_t>(heads_));
@@ -98,6 +106,7 @@ void cache_tensor::free_pages(int64_t block) {
     std::vector<attention_page> sealed;
     size_t taken = 0;
     for (int64_t head = 0; head < heads_; head++) {
+        if (page(block, head).data == nullptr) continue; // of a packed run
         sealed.push_back(page(block, head));
         taken += page_bytes_of(sealed.back(), d_);
     }
@@ -129,6 +138,7 @@ bool cache_tensor::copy_pages(const cache_tensor & source, int64_t from, int64_t
 
 // The block holds nothing any more.
 void cache_tensor::drop_block(int64_t block) {
+    if (run_of(block) != nullptr) unpack(block);
     auto & b = blocks_[static_cast<size_t>(block)];
     if (b.sealed) {
         free_pages(block);

@@ -86,11 +86,23 @@ float slope_of(int64_t head, int64_t heads, float max_bias) {
     return std::pow(std::pow(2.0f, -max_bias / 2 / static_cast<float>(power)), static_cast<float>(2 * (head - power) + 1));
 }
 
+int64_t number_of_sampled(const kv::attention_sample & sample, int64_t token) {
+    const auto at = std::lower_bound(sample.which.begin(), sample.which.end(), token, [](const kv::sampled_token & t, int64_t x) { return t.token < x; });
+    return at != sample.which.end() && at->token == token ? at - sample.which.begin() : -1;
+}
+
+// Whether a row's mask hides none of the cells that its token observes.
+bool sees_run(const attention_row & row, const kv::sampled_token & t) {
+    constexpr uint16_t hidden = 0xFC00; // -inf
+    return row.mask == nullptr || std::count(row.mask + t.run_begin, row.mask + t.run_end, hidden) == 0;
+}
+
 void make_rows(const attention_call & call, int64_t state, int64_t first_token, int64_t num_tokens, attention_row * rows) {
     const attention_shape & s = call.shape;
     const tensor *q = call.node->src[0], *mask = call.node->src[3], *sinks = call.node->src[4];
     const int64_t stream = state / s.kv_heads, first_head = state % s.kv_heads * s.group;
     for (int64_t token = first_token; token < first_token + num_tokens; token++) {
+        const int64_t sampled = call.sample != nullptr ? number_of_sampled(*call.sample, token) : -1;
         for (int64_t head = first_head; head < first_head + s.group; head++, rows++) {
             rows->q = reinterpret_cast<const float *>(row_at(q, token, head, stream));
             rows->out = reinterpret_cast<float *>(row_at(call.out, head, token, stream));
@@ -98,20 +110,20 @@ void make_rows(const attention_call & call, int64_t state, int64_t first_token, 
             rows->sight = call.map->row(token, head, stream);
             rows->slope = slope_of(head, s.heads, call.max_bias);
             rows->sink = sinks == nullptr ? -INFINITY : static_cast<const float *>(sinks->data)[head];
-            const int64_t sampled = call.sample != nullptr && call.sample->wanted ? token - (s.tokens - call.sample->tokens) : -1;
-            rows->log_sum = sampled >= 0 ? &call.sample->log_sum[static_cast<size_t>(head * call.sample->tokens + sampled)] : nullptr;
+            rows->log_sum = sampled >= 0 ? &call.sample->log_sum[static_cast<size_t>(head * call.sample->tokens() + sampled)] : nullptr;
         }
     }
 }
 
 // Keeps the rows that were to be sampled, once they are finished.
 void keep_sample(const attention_call & call, const attention_row * rows, int64_t num_rows) {
-    if (call.sample == nullptr || !call.sample->wanted) return;
+    if (call.sample == nullptr || call.sample->which.empty()) return;
     kv::attention_sample & kept = *call.sample;
     const attention_shape & s = call.shape;
     for (const attention_row * row = rows; row < rows + num_rows; row++) {
         if (row->log_sum == nullptr) continue;
         const auto at = row->log_sum - kept.log_sum.data();
+        kept.sees_run[static_cast<size_t>(at)] = sees_run(*row, kept.which[static_cast<size_t>(at % kept.tokens())]);
         std::copy_n(row->q, s.d_k, kept.q.data() + at * s.d_k);
         float * out = kept.out.data() + at * s.d_v;
         std::copy_n(row->out, s.d_v, out);
@@ -122,8 +134,8 @@ void keep_sample(const attention_call & call, const attention_row * rows, int64_
 
 void keep_residual(const attention_call & call) {
     kv::attention_sample & kept = *call.sample;
-    for (int64_t i = 0; i < kept.tokens && kept.n > 0; i++) {
-        std::memcpy(kept.residual.data() + i * kept.n, row_at(call.residual, call.residual->ne[1] - kept.tokens + i, 0, 0), static_cast<size_t>(kept.n) * sizeof(float));
+    for (int64_t i = 0; i < kept.tokens() && kept.n > 0; i++) {
+        std::memcpy(kept.residual.data() + i * kept.n, row_at(call.residual, kept.which[static_cast<size_t>(i)].token, 0, 0), static_cast<size_t>(kept.n) * sizeof(float));
     }
 }
 
@@ -320,7 +332,7 @@ bool queries_lie_as_output(const tensor * node, const tensor * out) {
 void attention_call::run(int thread, int num_threads) const {
     num_threads = std::min(num_threads, memory.max_threads);
     if (thread >= num_threads) return;
-    if (thread == 0 && sample != nullptr && sample->wanted) keep_residual(*this);
+    if (thread == 0 && sample != nullptr && !sample->which.empty()) keep_residual(*this);
     if (few) run_few(*this, num_threads);
     else run_many(*this, thread, num_threads);
 }
@@ -338,10 +350,10 @@ void attention_call::join(int thread, int num_threads) const {
 }
 
 void attention_call::weigh_sum(const tensor * sum) const {
-    if (!sample->wanted) return;
+    if (sample->which.empty()) return;
     sample->added = sample->before = 0;
-    for (int64_t i = 0; i < sample->tokens; i++) {
-        const auto * now = reinterpret_cast<const float *>(row_at(sum, sum->ne[1] - sample->tokens + i, 0, 0));
+    for (int64_t i = 0; i < sample->tokens(); i++) {
+        const auto * now = reinterpret_cast<const float *>(row_at(sum, sample->which[static_cast<size_t>(i)].token, 0, 0));
         const float * before = sample->residual.data() + i * sample->n;
         for (int64_t j = 0; j < sample->n; j++) {
             sample->added += (now[j] - before[j]) * (now[j] - before[j]);

@@ -76,7 +76,7 @@ class cache_scene {
         mapped_ = (s.bytes() + os::page_bytes() - 1) / os::page_bytes() * os::page_bytes();
         rows_ = static_cast<uint8_t *>(mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
         declared_.data = rows_;
-        cache = std::make_unique<kv::cache_tensor>(declared_, rows_, s.bytes(), p, arena_, rates_);
+        cache = std::make_unique<kv::cache_tensor>(declared_, rows_, s.bytes(), p, arena_, rates_, evicted_);
     }
     ~cache_scene() {
         cache.reset();
@@ -226,6 +226,7 @@ class cache_scene {
     kv::page_arena own_arena_;
     kv::page_arena & arena_;
     kv::head_rates rates_{kv::policy{}};
+    kv::eviction evicted_{kv::policy{}};
     host::tensor declared_{};
     uint8_t * rows_ = nullptr;
     size_t mapped_ = 0;

@@ -140,7 +140,7 @@ def require_plugin(chosen: Mode, seen: dict[str, int]) -> None:
 
 def sealing(seen: dict[str, int]) -> str:
     """The plugin's own word that pages were sealed, for a table."""
-    told = {n: v for n, v in seen.items() if "seal" in n or n == "kv_live_bytes"}
+    told = {n: v for n, v in seen.items() if "seal" in n or n in ("kv_live_bytes", "kv_evicted_rows")}
     if not told:
         return "no such counter" if seen else ""
     return ", ".join(f"{n} {v / 2**20:.1f} MiB" if n.endswith("bytes") else f"{n} {v}" for n, v in told.items())
