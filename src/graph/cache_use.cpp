@@ -122,8 +122,9 @@ void cache_use::seal(int num_threads) const {
 
 void cache_use::weigh_cells(int num_threads) const {
     for (int64_t i; (i = weighing_.take(static_cast<int64_t>(sampled.size()), num_threads)) >= 0;) {
-        const sampled_layer & layer = *sampled[static_cast<size_t>(i)];
+        sampled_layer & layer = *sampled[static_cast<size_t>(i)];
         layer.keys->evicted().weigh(*layer.keys, *layer.values, layer.sample);
+        layer.sample.release();
     }
 }
 

@@ -144,7 +144,7 @@ void planner::sample_attention(const tensor * node, ops::attention_call & call) 
     sample.heads = call.shape.heads;
     sample.kv_heads = call.shape.kv_heads;
     sample.d_k = call.shape.d_k;
-    sample.d_v = call.shape.d_v;
+    sample.d_v = keys->rates().on() ? call.shape.d_v : 0;
     sample.scale = call.scale;
     call.sample = &sample;
     keys->pair_with(*values);

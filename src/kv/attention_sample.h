@@ -16,7 +16,8 @@ struct attention_sample {
     static constexpr int64_t max_last_tokens = 8; // for rates of heads
     std::vector<sampled_token> which; // ascending; none: nothing below is touched in this run
 
-    int64_t heads = 0, kv_heads = 0, d_k = 0, d_v = 0;
+    int64_t heads = 0, kv_heads = 0, d_k = 0;
+    int64_t d_v = 0;            // 0: outputs are not wanted
     float scale = 0;            // of logits
     std::vector<float> q;       // [heads][tokens][d_k]
     std::vector<float> log_sum; // [heads][tokens] log2 of the sum of exp(logit) over all cells
@@ -35,6 +36,8 @@ struct attention_sample {
         sees_run.resize(static_cast<size_t>(heads * tokens()));
         residual.resize(static_cast<size_t>(tokens() * n));
     }
+    // Plans are kept, and what a long prompt's needs is not little.
+    void release() { q = log_sum = out = residual = {}, sees_run = {}; }
 };
 
 } // namespace alloy::kv

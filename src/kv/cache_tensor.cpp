@@ -86,7 +86,7 @@ void cache_tensor::set_codec(int64_t head, kv_codec codec) {
 }
 
 void cache_tensor::make_writable(int64_t block, bool all_of_it) {
-    if (run_of(block) != nullptr) unpack(block);
+    if (is_packed(block)) unpack(block);
     if (!blocks_[static_cast<size_t>(block)].sealed) return;
     if (all_of_it) drop_block(block);
     else open_block(block);
@@ -177,7 +177,7 @@ bool cache_tensor::copy_from(const cache_tensor & source, size_t source_offset, 
         const block & b = source.blocks_[static_cast<size_t>(from)];
         if (b.written == 0) return;
         note_write({to, b.written, b.sinks});
-        if (!b.sealed || source.run_of(from) != nullptr || !copy_pages(source, from, to)) {
+        if (!b.sealed || source.is_packed(from) || !copy_pages(source, from, to)) {
             if (b.sealed) source.decode_block(from, rows_of(to));
             else std::memcpy(rows_of(to), source.rows_of(from), block_bytes());
         }
@@ -245,7 +245,7 @@ void cache_tensor::trim(int64_t stream, int64_t cells) {
     if (!whole_blocks_ || unseen_) return;
     auto & s = streams_[static_cast<size_t>(stream)];
     const int64_t first = (cells + block_cells - 1) / block_cells, begin = stream * blocks_a_stream_ + first;
-    if (first < s.top && run_of(begin) != nullptr && runs_.count(begin) == 0) unpack(begin); // it begins before
+    if (first < s.top && is_packed(begin) && runs_.count(begin) == 0) unpack(begin); // it begins before
     runs_.erase(runs_.lower_bound(begin), runs_.lower_bound((stream + 1) * blocks_a_stream_));
     for (int64_t b = first; b < s.top; b++) drop_block(stream * blocks_a_stream_ + b);
     s.top = std::min(s.top, first);

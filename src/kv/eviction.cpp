@@ -2,7 +2,6 @@
 
 #include "base/log.h"
 #include "kernels/rowwise/rowwise.h"
-#include "kv/dot.h"
 #include "kv/kv.h"
 
 #include <algorithm>
@@ -13,19 +12,14 @@
 namespace alloy::kv {
 namespace {
 
-constexpr int64_t cells = attention_block, run_blocks = attention_packing::max_blocks;
-constexpr int64_t tokens_of_block = 8, observing_blocks = 2, num_tokens = tokens_of_block * observing_blocks;
-constexpr uint32_t all_tokens = (uint32_t{1} << num_tokens) - 1;
-constexpr int64_t pooled = 3;            // neighbours on each side
-constexpr size_t most_waiting_runs = 4;  // of a layer: what was never sealed, or is not seen whole, does not wait for ever
+constexpr int64_t cells = attention_block, run_blocks = attention_packing::max_blocks, run_cells = run_blocks * cells;
+constexpr int64_t observing_blocks = 2, num_observers = observing_blocks * cells;
+constexpr int64_t pooled = 3;           // neighbours on each side
+constexpr size_t most_waiting_runs = 4; // of a layer: what is never sealed does not wait for ever
 
-// The number among those who observe a run, of the token in cell `row`; -1: it does not observe. Streams are whole blocks but not whole runs,
-// so that runs are counted from the start of the cache.
-int64_t observer(int64_t row) {
-    const int64_t block = row / cells % run_blocks, place = row % cells - (cells - tokens_of_block);
-    return block < observing_blocks && place >= 0 && row >= run_blocks * cells ? block * tokens_of_block + place : -1;
-}
-int64_t observed_run(int64_t row) { return row / cells / run_blocks - 1; }
+// Runs are counted from the start of the cache; each is observed by what is written right after it.
+bool is_observer(int64_t row) { return row >= run_cells && row % run_cells < num_observers; }
+int64_t observed_run(int64_t row) { return row / run_cells - 1; }
 
 } // namespace
 
@@ -38,9 +32,8 @@ void eviction::refuse(const char * why) {
 std::vector<sampled_token> eviction::observers(const std::vector<int64_t> & rows, int64_t stream_begin) {
     std::vector<sampled_token> found;
     for (size_t i = 0; i < rows.size(); i++) {
-        if (observer(rows[i]) < 0) continue;
-        const int64_t begin = observed_run(rows[i]) * run_blocks * cells - stream_begin;
-        if (begin >= 0) found.push_back({static_cast<int64_t>(i), rows[i], begin, begin + run_blocks * cells});
+        const int64_t begin = observed_run(rows[i]) * run_cells - stream_begin;
+        if (is_observer(rows[i]) && begin >= 0) found.push_back({static_cast<int64_t>(i), rows[i], begin, begin + run_cells});
     }
     return found;
 }
@@ -56,13 +49,11 @@ eviction::layer & eviction::of(cache_tensor & keys, cache_tensor & values) {
 void eviction::expect(const std::vector<block_write> & writes) {
     if (!on()) return;
     for (const block_write & w : writes) {
-        for (int64_t c = cells - tokens_of_block; c < cells; c++) {
-            const int64_t row = w.block * cells + c;
-            if ((w.cells >> c & 1) == 0 || observer(row) < 0) continue;
-            for (layer & l : layers_) {
-                const auto waiting = l.waiting.find(observed_run(row));
-                if (waiting != l.waiting.end()) waiting->second.seen &= ~(uint32_t{1} << observer(row));
-            }
+        const int64_t row = w.block * cells;
+        for (layer & l : layers_) {
+            l.waiting.erase(row / run_cells);
+            const auto waiting = is_observer(row) ? l.waiting.find(observed_run(row)) : l.waiting.end();
+            if (waiting != l.waiting.end() && (waiting->second.seen[row % run_cells / cells] & w.cells) != 0) l.waiting.erase(waiting);
         }
     }
 }
@@ -74,77 +65,90 @@ void eviction::forget() {
     }
 }
 
-namespace {
-
-// metric[cell] += the largest of its neighbourhood in each query head's squared probabilities, summed over the tokens.
-void add_metric(const float * q, const float * log_sum, const std::vector<float> & k, int64_t d, float scale, int64_t num_cells, float * metric) {
-    std::vector<float> squares(static_cast<size_t>(num_cells));
-    for (int64_t t = 0; t < num_tokens; t++) {
-        for (int64_t c = 0; c < num_cells; c++) {
-            const float logit = dot(q + t * d, k.data() + c * d, d) * scale * log2_e;
-            const float p = std::min(1.0f, std::exp2(logit - log_sum[t]));
-            squares[static_cast<size_t>(c)] += p * p;
+// squares[head][cell of the run] += p^2 of the tokens `which` of the sample.
+void eviction::add_squares(const cache_tensor & keys, attention_sample & seen, int64_t run, const std::vector<int64_t> & which, std::vector<float> & squares) {
+    const int64_t group = seen.heads / seen.kv_heads, tokens = static_cast<int64_t>(which.size());
+    const int64_t stream = run * run_blocks * cells / keys.rows_a_stream(), first = run * run_blocks - stream * keys.rows_a_stream() / cells;
+    attention_row rows[attention_tile];
+    alignas(64) float p[attention_tile * cells];
+    attention_args args{};
+    args.tiles = keys.tiles();
+    args.num_cells = keys.rows_a_stream();
+    args.rows = rows;
+    args.scale = seen.scale;
+    args.v.d = 16; // not read
+    args.sealed_k = keys.rotation();
+    args.rotate = hadamard_in_place;
+    const attention_state_shape largest{attention_tile, seen.d_k, args.v.d, true, false};
+    std::vector<float> memory(static_cast<size_t>(attention_state_floats(largest)) + 16);
+    float * aligned = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64 / sizeof(float);
+    for (int64_t head = 0; head < seen.heads; head++) {
+        args.k = keys.pages_of(stream, head / group);
+        for (int64_t begin = 0; begin < tokens; begin += attention_tile) {
+            args.num_rows = std::min(attention_tile, tokens - begin);
+            for (int64_t r = 0; r < args.num_rows; r++) {
+                static constexpr uint8_t all_visible[run_blocks] = {};
+                const int64_t at = head * seen.tokens() + which[static_cast<size_t>(begin + r)];
+                rows[r] = {seen.q.data() + at * seen.d_k, nullptr, nullptr, all_visible, 1, -INFINITY, seen.log_sum.data() + at};
+            }
+            const attention_state state = attention_state_at(aligned, state_shape_of(args));
+            attention_begin(args, state);
+            for (int64_t b = 0; b < run_blocks; b++) {
+                attention_probabilities(args, state, first + b, p);
+                float * sums = squares.data() + (head * run_blocks + b) * cells;
+                for (int64_t i = 0; i < args.num_rows * cells; i++) sums[i % cells] += p[i] * p[i];
+            }
         }
-    }
-    for (int64_t c = 0; c < num_cells; c++) {
-        const auto from = squares.begin() + std::max<int64_t>(0, c - pooled), to = squares.begin() + std::min(num_cells, c + pooled + 1);
-        metric[c] += *std::max_element(from, to);
     }
 }
 
-} // namespace
-
-void eviction::weigh(cache_tensor & keys, cache_tensor & values, const attention_sample & seen) {
-    layer & l = of(keys, values);
-    const int64_t heads = seen.heads, group = heads / seen.kv_heads, d = seen.d_k;
+void eviction::observe(layer & l, attention_sample & seen) {
+    std::map<int64_t, std::vector<int64_t>> of_runs; // tokens of the sample
     for (int64_t i = 0; i < seen.tokens(); i++) {
-        const int64_t row = seen.which[static_cast<size_t>(i)].row, t = row < 0 ? -1 : observer(row);
-        const auto sees = [&](int64_t head) { return seen.sees_run[static_cast<size_t>(head * seen.tokens() + i)] != 0; };
-        if (t < 0) continue;
-        bool all = true;
-        for (int64_t head = 0; head < heads; head++) all = all && sees(head);
-        if (!all) {
-            if (!told_.exchange(true)) {
-                ALLOY_WARN("KV cache: GGML_ALLOY_KV_EVICT: cache_k_l%d and others keep all cells, some of which are hidden from tokens that follow: "
-                           "a sliding window, or several sequences", keys.name().layer);
-            }
-            continue;
+        const int64_t row = seen.which[static_cast<size_t>(i)].row;
+        if (row < 0 || l.keys->is_packed(observed_run(row) * run_blocks + run_blocks - 1)) continue;
+        bool sees_all = true;
+        for (int64_t head = 0; head < seen.heads; head++) sees_all = sees_all && seen.sees_run[static_cast<size_t>(head * seen.tokens() + i)] != 0;
+        if (sees_all) {
+            of_runs[observed_run(row)].push_back(i);
+        } else if (!told_.exchange(true)) {
+            ALLOY_WARN("KV cache: GGML_ALLOY_KV_EVICT: cache_k_l%d and others keep all cells, some of which are hidden from tokens that follow: "
+                       "a sliding window, or several sequences", l.keys->name().layer);
         }
-        observations & kept = l.waiting[observed_run(row)];
-        kept.q.resize(static_cast<size_t>(heads * num_tokens * d));
-        kept.log_sum.resize(static_cast<size_t>(heads * num_tokens));
-        for (int64_t head = 0; head < heads; head++) {
-            const int64_t from = head * seen.tokens() + i, to = head * num_tokens + t;
-            std::copy_n(seen.q.data() + from * d, d, kept.q.data() + to * d);
-            kept.log_sum[static_cast<size_t>(to)] = seen.log_sum[static_cast<size_t>(from)];
-        }
-        kept.seen |= uint32_t{1} << t;
     }
+    for (const auto & [run, tokens] : of_runs) {
+        observations & o = l.waiting[run];
+        for (const int64_t i : tokens) {
+            const int64_t row = seen.which[static_cast<size_t>(i)].row % run_cells;
+            o.seen[row / cells] |= uint64_t{1} << row % cells;
+        }
+        o.squares.resize(static_cast<size_t>(seen.heads * run_cells));
+        add_squares(*l.keys, seen, run, tokens, o.squares);
+    }
+    while (l.waiting.size() > most_waiting_runs) l.waiting.erase(l.waiting.begin());
+}
+
+void eviction::weigh(cache_tensor & keys, cache_tensor & values, attention_sample & seen) {
+    layer & l = of(keys, values);
+    observe(l, seen);
     for (auto at = l.waiting.begin(); at != l.waiting.end();) {
-        const int64_t run = at->first;
+        const observations & o = at->second;
         int64_t first = 0, num = 0;
-        if (at->second.seen != all_tokens || !keys.find_sealed_run(run, first, num) || !values.find_sealed_run(run, first, num)) {
+        const bool complete = std::all_of(std::begin(o.seen), std::end(o.seen), [](uint64_t tokens) { return tokens == ~uint64_t{0}; });
+        if (!complete || !keys.find_sealed_run(at->first, first, num) || !values.find_sealed_run(at->first, first, num)) {
             ++at;
             continue;
         }
-        weighed w{run, first, num, std::vector<float>(static_cast<size_t>(seen.kv_heads * num * cells)), {}};
-        std::vector<float> q = std::move(at->second.q);
-        if (keys.rotation() > 0) hadamard_in_place(q.data(), heads * num_tokens * d / keys.rotation(), keys.rotation());
-        for (int64_t head = 0; head < seen.kv_heads; head++) {
-            std::vector<float> k;
-            for (int64_t b = 0; b < num; b++) {
-                const std::vector<float> rows = keys.turned_rows(first + b, head);
-                k.insert(k.end(), rows.begin(), rows.end());
-            }
-            for (int64_t h = head * group; h < (head + 1) * group; h++) {
-                add_metric(q.data() + h * num_tokens * d, at->second.log_sum.data() + h * num_tokens, k, d, seen.scale, num * cells,
-                           w.metric.data() + head * num * cells);
-            }
+        const int64_t n = num * cells, group = seen.heads / seen.kv_heads;
+        weighed w{at->first, first, num, std::vector<float>(static_cast<size_t>(seen.kv_heads * n)), {}};
+        for (int64_t head = 0; head < seen.heads; head++) { // each takes the most of its neighbours, heads of a group are added
+            const float * squares = o.squares.data() + (head + 1) * run_cells - n;
+            float * metric = w.metric.data() + head / group * n;
+            for (int64_t c = 0; c < n; c++) metric[c] += *std::max_element(squares + std::max<int64_t>(0, c - pooled), squares + std::min(n, c + pooled + 1));
         }
         l.ready.push_back(std::move(w));
         at = l.waiting.erase(at);
     }
-    while (l.waiting.size() > most_waiting_runs) l.waiting.erase(l.waiting.begin());
 }
 
 void eviction::choose() {

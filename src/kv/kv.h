@@ -114,6 +114,9 @@ class cache_tensor {
     head_rates & rates() const { return rates_; }
     std::vector<float> turned_rows(int64_t block, int64_t head) const; // [64][d]: rows as sealed pages hold them, sealed pages as rows do
 
+    attention_pages pages_of(int64_t stream, int64_t head) const { return {pages_.data() + (stream * heads_ + head) * blocks_a_stream_, d_, static_cast<int64_t>(row_bytes_)}; }
+    const attention_tiles * tiles() const { return rows_->tiles; }
+
     // --- eviction: runs of sealed blocks of which heads keep some cells
     eviction & evicted() const { return evicted_; }
     void pair_with(cache_tensor & other) { partner_ = &other, other.partner_ = this; } // keys and values of a layer: packed and unpacked together
@@ -123,6 +126,7 @@ class cache_tensor {
     bool may_pack(int64_t first, int64_t num, int64_t head) const; // whether its pages are of one codec
     size_t page_bytes(int64_t block, int64_t head) const;          // of a sealed page
     void pack(int64_t first, int64_t num, std::vector<packed_head> of_heads);
+    bool is_packed(int64_t block) const { return run_of(block) != nullptr; }
     void unpack_all(); // into rows
 
   private:
@@ -161,7 +165,7 @@ class cache_tensor {
     void open_block(int64_t block);
     void show_opened(int64_t block); // once its rows are decoded
     const std::vector<packed_head> * run_of(int64_t block) const; // that the block is packed in, or null
-    std::vector<float> unpacked_rows(const packed_head & of, int64_t block, int64_t head) const;
+    void unpack_rows(const packed_head & of, int64_t block, int64_t head, float * rows) const;
     void unpack(int64_t block);
     void read_rows(void * data, size_t offset, size_t bytes) const;
     void list_opened();

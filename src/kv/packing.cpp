@@ -49,7 +49,7 @@ bool cache_tensor::find_sealed_run(int64_t run, int64_t & first, int64_t & num) 
     if (plain_ || d_ == 0 || end > static_cast<int64_t>(blocks_.size()) || stream_of(end - 1) != stream_of(run * attention_packing::max_blocks)) return false;
     for (first = end; first > run * attention_packing::max_blocks; first--) {
         const block & b = blocks_[static_cast<size_t>(first - 1)];
-        if (b.sealed && run_of(first - 1) == nullptr) continue;
+        if (b.sealed && !is_packed(first - 1)) continue;
         if (b.sealed || b.sinks == 0) return false; // packed already, or still to be sealed
         break;                                      // sinks stay rows
     }
@@ -92,18 +92,18 @@ void cache_tensor::pack(int64_t first, int64_t num, std::vector<packed_head> of_
     }
 }
 
-// Rows as `turned_rows` has them. In the place of an evicted one stands the row of the head that was attended least of those kept: it draws as
+// rows[64][d] as sealed pages hold them. In the place of an evicted one stands the row of the head that was attended least of those kept: it draws as
 // little attention, whereas one of zeros would not.
-std::vector<float> cache_tensor::unpacked_rows(const packed_head & of, int64_t block, int64_t head) const {
+void cache_tensor::unpack_rows(const packed_head & of, int64_t block, int64_t head, float * rows) const {
     const int64_t first_of_stream = block - block % blocks_a_stream_, first = first_of_stream + of.cells.first_block;
-    std::vector<float> rows(static_cast<size_t>(cells * d_)), from(rows.size());
+    std::vector<float> from(static_cast<size_t>(cells * d_));
     const attention_page * expanded = nullptr;
     const auto copy = [&](int64_t cell, int64_t to) {
         const int64_t number = number_of(of.cells, cell);
         const attention_page & at = page(first + number / cells, head);
         if (&at != expanded) at.cells->expand(at.data, cell_row_bytes(at.cells->type, d_), cells, d_, from.data());
         expanded = &at;
-        std::copy_n(from.data() + number % cells * d_, d_, rows.data() + to * d_);
+        std::copy_n(from.data() + number % cells * d_, d_, rows + to * d_);
     };
     const int64_t begin = (block - first) * cells;
     const uint64_t kept = of.cells.kept[block - first];
@@ -112,13 +112,12 @@ std::vector<float> cache_tensor::unpacked_rows(const packed_head & of, int64_t b
             if ((kept >> c & 1) == (evicted ? 0 : 1)) copy(evicted ? of.least : begin + c, c);
         }
     }
-    return rows;
 }
 
 // The run of a block becomes rows, of keys and values alike: what is missing of one must not be there of the other.
 void cache_tensor::unpack(int64_t block) {
     for (cache_tensor * t : {this, partner_}) {
-        if (t == nullptr || t->run_of(block) == nullptr) continue;
+        if (t == nullptr || !t->is_packed(block)) continue;
         const auto at = std::prev(t->runs_.upper_bound(block));
         const int64_t first = at->first, end = first + at->second.front().cells.num_blocks;
         for (int64_t b = first; b < end; b++) t->decode_block(b, t->rows_of(b));

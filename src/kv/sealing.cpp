@@ -48,11 +48,14 @@ void cache_tensor::give_back(const std::vector<attention_page> & sealed) {
 }
 
 std::vector<float> cache_tensor::turned_rows(int64_t block, int64_t head) const {
-    if (const auto * run = run_of(block)) return unpacked_rows((*run)[static_cast<size_t>(head)], block, head);
     std::vector<float> rows(static_cast<size_t>(block_cells * d_));
-    const attention_page & from = page(block, head);
-    const int64_t stride = is_coded(from.cells->type) ? cell_row_bytes(from.cells->type, d_) : static_cast<int64_t>(row_bytes_);
-    from.cells->expand(from.data, stride, block_cells, d_, rows.data());
+    if (const auto * run = run_of(block)) {
+        unpack_rows((*run)[static_cast<size_t>(head)], block, head, rows.data());
+    } else {
+        const attention_page & from = page(block, head);
+        const int64_t stride = is_coded(from.cells->type) ? cell_row_bytes(from.cells->type, d_) : static_cast<int64_t>(row_bytes_);
+        from.cells->expand(from.data, stride, block_cells, d_, rows.data());
+    }
     if (rotation_ > 0) hadamard_in_place(rows.data(), block_cells * d_ / rotation_, rotation_);
     return rows;
 }
@@ -89,7 +92,7 @@ void cache_tensor::decode_block(int64_t block, uint8_t * rows) const {
 }
 
 void cache_tensor::open_block(int64_t block) {
-    if (run_of(block) != nullptr) return unpack(block);
+    if (is_packed(block)) return unpack(block);
     decode_block(block, rows_of(block));
     show_opened(block);
 }
@@ -138,7 +141,7 @@ bool cache_tensor::copy_pages(const cache_tensor & source, int64_t from, int64_t
 
 // The block holds nothing any more.
 void cache_tensor::drop_block(int64_t block) {
-    if (run_of(block) != nullptr) unpack(block);
+    if (is_packed(block)) unpack(block);
     auto & b = blocks_[static_cast<size_t>(block)];
     if (b.sealed) {
         free_pages(block);

@@ -125,6 +125,7 @@ void keep_sample(const attention_call & call, const attention_row * rows, int64_
         const auto at = row->log_sum - kept.log_sum.data();
         kept.sees_run[static_cast<size_t>(at)] = sees_run(*row, kept.which[static_cast<size_t>(at % kept.tokens())]);
         std::copy_n(row->q, s.d_k, kept.q.data() + at * s.d_k);
+        if (kept.d_v == 0) continue;
         float * out = kept.out.data() + at * s.d_v;
         std::copy_n(row->out, s.d_v, out);
         // Transforms of the host, undone here, are the frame that quantised values lie in.

@@ -64,8 +64,9 @@ class cache_scene {
   public:
     const cache_shape shape;
 
-    cache_scene(const cache_shape & s, const kv::policy & p, bool values = false, kv::page_arena * shared = nullptr)
-        : shape(s), arena_(shared != nullptr ? *shared : own_arena_) {
+    cache_scene(const cache_shape & s, const kv::policy & p, bool values = false, kv::page_arena * shared = nullptr,
+                kv::eviction * evicted = nullptr)
+        : shape(s), arena_(shared != nullptr ? *shared : own_arena_), evicted_(evicted != nullptr ? *evicted : none_evicted_) {
         std::snprintf(declared_.name, sizeof(declared_.name), "cache_%c_l0", values ? 'v' : 'k');
         declared_.type = s.type;
         const int64_t ne[] = {s.d * s.heads, s.cells, s.streams, 1};
@@ -226,7 +227,8 @@ class cache_scene {
     kv::page_arena own_arena_;
     kv::page_arena & arena_;
     kv::head_rates rates_{kv::policy{}};
-    kv::eviction evicted_{kv::policy{}};
+    kv::eviction none_evicted_{kv::policy{}};
+    kv::eviction & evicted_;
     host::tensor declared_{};
     uint8_t * rows_ = nullptr;
     size_t mapped_ = 0;

@@ -265,15 +265,36 @@ attention_ahead ahead_of(const attention_pages & from, int64_t block, int64_t nu
 
 } // namespace
 
+namespace {
+
+// Scores of rows [first, first + num_rows) against a block's keys.
+void score_block(const attention_args & args, const attention_state & state, int64_t block, int64_t first, int64_t num_rows, const attention_ahead & next,
+                 float * s) {
+    const attention_page & k = args.k.pages[block];
+    const bool coded = is_coded(k.cells->type), codes = coded && args.tiles->code_queries != nullptr;
+    const float * q = codes ? state.q_codes : coded ? state.q_sealed : state.q;
+    const int64_t q_floats = codes ? coded_query_floats(args.k.d) : args.k.d;
+    k.cells->scores(q + first * q_floats, num_rows, args.k.d, k.data, stride_of(args.k, block), cells_of_block(args, block), next, s);
+}
+
+} // namespace
+
+void attention_probabilities(const attention_args & args, const attention_state & state, int64_t block, float * p) {
+    ALLOY_EXPECT(args.num_rows <= attention_tile && args.k.pages[block].data != nullptr && state.q_codes != nullptr);
+    const rows_of_page here(args, block, args.rows, args.num_rows);
+    const int64_t n = cells_of_block(args, block);
+    score_block(args, state, block, 0, args.num_rows, ahead_of(args.k, block, block + 1, 0, 1), p);
+    float m[attention_tile], l[attention_tile * 16] = {}, alpha[attention_tile]; // no exponent is larger than its sum's
+    for (int64_t r = 0; r < args.num_rows; r++) m[r] = *args.rows[r].log_sum;
+    args.tiles->softmax(p, {here.rows(), args.num_rows, here.first_cell(), n, args.softcap * log2_e, m, l, alpha});
+}
+
 void attend_block(const attention_args & args, const attention_state & state, int64_t block, int64_t head, int64_t num_heads) {
     ALLOY_EXPECT(args.rotate_k == 0 && args.rotate_v == 0 && state.q_codes != nullptr);
-    const int64_t num_blocks = (args.num_cells + attention_block - 1) / attention_block, n = cells_of_block(args, block), d_k = args.k.d, d_v = args.v.d;
+    const int64_t num_blocks = (args.num_cells + attention_block - 1) / attention_block, n = cells_of_block(args, block), d_v = args.v.d;
     const attention_page &k = args.k.pages[block], &v = args.v.pages[block];
     if (k.data == nullptr) return;
     const attention_ahead next_k = ahead_of(args.k, block, num_blocks, head, num_heads), next_v = ahead_of(args.v, block, num_blocks, head, num_heads);
-    const bool codes = is_coded(k.cells->type) && args.tiles->code_queries != nullptr;
-    const float * q = codes ? state.q_codes : is_coded(k.cells->type) ? state.q_sealed : state.q;
-    const int64_t q_floats = codes ? coded_query_floats(d_k) : d_k;
     const attention_sums & sums = is_coded(v.cells->type) && state.sealed.m != nullptr ? state.sealed : state.seen;
     constexpr int64_t most = attention_tile;
     alignas(64) float s[most * attention_block], alpha[most];
@@ -285,7 +306,7 @@ void attend_block(const attention_args & args, const attention_state & state, in
             for (rows = 0; i + rows < end && here.sees(i + rows);) rows++;
             if (rows == 0) continue;
             const int64_t r = first + i;
-            k.cells->scores(q + r * q_floats, rows, d_k, k.data, stride_of(args.k, block), n, next_k, s);
+            score_block(args, state, block, r, rows, next_k, s);
             args.tiles->softmax(s, {here.rows() + i, rows, here.first_cell(), n, args.softcap * log2_e, sums.m + r, sums.l + 16 * r, alpha});
             v.cells->values(s, rows, d_v, v.data, stride_of(args.v, block), n, next_v, alpha, sums.o + r * d_v);
         }

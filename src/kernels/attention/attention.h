@@ -55,7 +55,7 @@ struct attention_row {
     const uint8_t * sight;  // attention_sight bits, one byte a block
     float slope;            // of the mask
     float sink;             // a logit without a cell; -inf: none
-    float * log_sum = nullptr; // where attention_finish puts log2 of the sum of exp(s), or null
+    float * log_sum = nullptr; // log2 of the sum of exp(s): where attention_finish puts it, or null
 };
 
 struct attention_tiles;
@@ -171,6 +171,10 @@ struct attention_counts {
     int64_t f32_tiles;  // in f32
     int64_t unsafe_tiles; // of these for the error bound's sake
 };
+// p[r][c] = exp(s[c]) / 2^log_sum of the row, which is given here, for the cells of one block, 0 for hidden ones. For up to attention_tile rows
+// of a state that attention_begin() made; its sums are not touched.
+void attention_probabilities(const attention_args & args, const attention_state & state, int64_t block, float * p);
+
 int64_t attention_scratch_floats(int64_t num_rows, int64_t d_k, int64_t d_v);
 attention_counts attend_tiles(const attention_args & args, const attention_state & state, float * scratch);
 

@@ -91,6 +91,27 @@ TEST_P(attention, masks_softcaps_and_sinks) {
     }
 }
 
+// From the sums that whole attention told.
+TEST_P(attention, probabilities_of_a_block) {
+    for (const masks mask : {masks::causal, masks::alibi}) {
+        scene s({.k = type, .v = type, .num_rows = 20, .num_cells = 300, .mask = mask, .seal_all = true}, token);
+        std::vector<float> log_sums(20);
+        for (int64_t r = 0; r < 20; r++) s.rows[r].log_sum = &log_sums[r];
+        s.attend(way::few);
+        part whole(s.args);
+        for (int64_t block = 0; block < 5; block++) {
+            alignas(64) float p[attention_tile * attention_block];
+            attention_probabilities(s.args, whole.state, block, p);
+            for (int64_t i = 0; i < 20 * attention_block; i++) {
+                const int64_t r = i / attention_block, c = block * attention_block + i % attention_block;
+                if (c >= 300) continue;
+                const double bias = s.hides(r, c) ? -INFINITY : s.rows[r].slope * half_value(reinterpret_cast<const uint8_t *>(s.rows[r].mask + c));
+                ASSERT_NEAR(p[i], std::exp(s.logit(r, c) + bias - log_sums[r] / log2_e), 1e-3) << "row " << r << " cell " << c;
+            }
+        }
+    }
+}
+
 TEST_P(attention, evicted_cells_have_no_effect) {
     if (!is_coded(type)) return;
     for (const masks mask : all_masks) {
