@@ -57,6 +57,7 @@ void cache_use::prepare() {
         if (last == nullptr || last->indices != w.indices || last->first_row != w.first_row) blocks = blocks_of(w, positions);
         last = &w;
         w.cache->expect(blocks);
+        if (!w.cache->name().is_value) w.cache->evicted().expect(*w.cache, blocks);
     }
     const int64_t sequences = writes.empty() ? 1 : count_sequences(positions, writes.front().indices->ne[0]);
     sequences_ = (sequences + streams - 1) / streams;
@@ -65,40 +66,47 @@ void cache_use::prepare() {
         const bool listed = std::find(to_seal_.begin(), to_seal_.end(), r.cache) != to_seal_.end();
         if (!listed && r.cache->has_sealable(sequences_)) to_seal_.push_back(r.cache);
     }
-    if (!sampled.empty()) {
-        kv::eviction & evicted = sampled.front()->keys->evicted();
-        evicted.expect(blocks);
-        if (sequences > streams) evicted.refuse("several sequences share one cache (llama-server: -np 1, or streams of their own: --no-kv-unified)");
+    if (sequences > streams) {
+        for (const auto & layer : sampled) {
+            layer->keys->evicted().refuse("several sequences share one cache (llama-server: -np 1, or streams of their own: --no-kv-unified)");
+        }
     }
     choose_samples(sequences == 1 && streams == 1);
 }
 
-// Where one sequence's tokens are written, in rows of the caches; none: it is not known.
-std::vector<int64_t> cache_use::written_rows() const {
-    std::vector<int64_t> rows;
-    if (writes.empty()) return rows;
-    const cache_write & w = writes.front();
-    const auto * index = static_cast<const int64_t *>(w.indices->data);
-    for (int64_t i = 0; i < w.indices->ne[0]; i++) rows.push_back(w.first_row + index[i]);
-    return rows;
+// The tokens that observe a layer's cells, of one sequence in one stream.
+std::vector<kv::sampled_token> cache_use::observers(const sampled_layer & layer) const {
+    const kv::cache_tensor & cache = *layer.keys;
+    const auto w = std::find_if(writes.begin(), writes.end(), [&](const cache_write & x) { return x.cache == &cache; });
+    if (!cache.evicted().on() || w == writes.end() || w->indices->ne[0] != layer.tokens) return {};
+    const auto * index = static_cast<const int64_t *>(w->indices->data);
+    std::vector<int64_t> rows(index, index + layer.tokens);
+    for (int64_t & row : rows) row += w->first_row;
+    return kv::eviction::observers(rows, rows[0] / cache.rows_a_stream() * cache.rows_a_stream());
 }
 
 // Rows of several sequences in one cache see different cells: masks would have to be looked up.
 void cache_use::choose_samples(bool one_sequence) {
     sampling_ = one_sequence && !to_seal_.empty() && !sampled.empty() && sampled.front()->keys->rates().sample_next();
-    if (sampled.empty()) return;
-    const kv::cache_tensor & cache = *sampled.front()->keys;
-    const int64_t tokens = sampled.front()->tokens;
-    std::vector<kv::sampled_token> which;
-    const std::vector<int64_t> rows = one_sequence && cache.evicted().on() ? written_rows() : std::vector<int64_t>();
-    if (static_cast<int64_t>(rows.size()) == tokens) which = kv::eviction::observers(rows, rows[0] / cache.rows_a_stream() * cache.rows_a_stream());
-    for (int64_t i = std::max<int64_t>(0, tokens - kv::attention_sample::max_last_tokens); sampling_ && i < tokens; i++) {
-        const auto after = std::lower_bound(which.begin(), which.end(), i, [](const kv::sampled_token & t, int64_t x) { return t.token < x; });
-        if (after == which.end() || after->token != i) which.insert(after, {i});
-    }
     for (const auto & layer : sampled) {
-        layer->sample.which = which;
+        std::vector<kv::sampled_token> & which = layer->sample.which;
+        which = one_sequence ? observers(*layer) : std::vector<kv::sampled_token>();
+        for (int64_t i = std::max<int64_t>(0, layer->tokens - kv::attention_sample::max_last_tokens); sampling_ && i < layer->tokens; i++) {
+            const auto after = std::lower_bound(which.begin(), which.end(), i, [](const kv::sampled_token & t, int64_t x) { return t.token < x; });
+            if (after == which.end() || after->token != i) which.insert(after, {i});
+        }
         layer->sample.resize();
+    }
+}
+
+// Calls f(keys of one sampled layer) for each store: sliding windows have one of their own.
+template <class F> void cache_use::each_store(F f) const {
+    std::vector<const kv::eviction *> seen;
+    for (const auto & layer : sampled) {
+        const kv::eviction * store = &layer->keys->evicted();
+        if (std::find(seen.begin(), seen.end(), store) != seen.end()) continue;
+        seen.push_back(store);
+        f(*layer->keys);
     }
 }
 
@@ -113,7 +121,7 @@ void cache_use::measure(int num_threads) const {
 }
 
 void cache_use::assign() const {
-    if (sampling_) sampled.front()->keys->rates().assign();
+    if (sampling_) each_store([](const kv::cache_tensor & keys) { keys.rates().assign(); });
 }
 
 void cache_use::seal(int num_threads) const {
@@ -128,7 +136,9 @@ void cache_use::weigh_cells(int num_threads) const {
     }
 }
 
-void cache_use::choose_cells() const { sampled.front()->keys->evicted().choose(); }
+void cache_use::choose_cells() const {
+    each_store([](const kv::cache_tensor & keys) { keys.evicted().choose(); });
+}
 
 void cache_use::evict(int num_threads) const {
     for (int64_t i; (i = evicting_.take(static_cast<int64_t>(sampled.size()), num_threads)) >= 0;) {

@@ -46,15 +46,14 @@ eviction::layer & eviction::of(cache_tensor & keys, cache_tensor & values) {
     return layers_.back();
 }
 
-void eviction::expect(const std::vector<block_write> & writes) {
-    if (!on()) return;
+void eviction::expect(const cache_tensor & keys, const std::vector<block_write> & writes) {
+    const auto of = std::find_if(layers_.begin(), layers_.end(), [&](const layer & l) { return l.keys == &keys; });
+    if (of == layers_.end()) return;
     for (const block_write & w : writes) {
         const int64_t row = w.block * cells;
-        for (layer & l : layers_) {
-            l.waiting.erase(row / run_cells);
-            const auto waiting = is_observer(row) ? l.waiting.find(observed_run(row)) : l.waiting.end();
-            if (waiting != l.waiting.end() && (waiting->second.seen[row % run_cells / cells] & w.cells) != 0) l.waiting.erase(waiting);
-        }
+        of->waiting.erase(row / run_cells);
+        const auto waiting = is_observer(row) ? of->waiting.find(observed_run(row)) : of->waiting.end();
+        if (waiting != of->waiting.end() && (waiting->second.seen[row % run_cells / cells] & w.cells) != 0) of->waiting.erase(waiting);
     }
 }
 

@@ -35,7 +35,7 @@ class eviction {
     static std::vector<sampled_token> observers(const std::vector<int64_t> & rows, int64_t stream_begin);
     // These cells are written now. What one of them observed before, say as a rejected draft, cannot be taken back: a run starts anew, and
     // keeps all its cells unless all who observe it come again.
-    void expect(const std::vector<block_write> & writes);
+    void expect(const cache_tensor & keys, const std::vector<block_write> & writes);
     // After a graph, of one layer: keeps what tokens observed, and weighs the cells of runs that are sealed and were observed. One thread a layer.
     void weigh(cache_tensor & keys, cache_tensor & values, attention_sample & seen);
     // Chooses among all that was weighed. One thread.

@@ -136,7 +136,7 @@ TEST_F(KvEviction, NothingLeavesBeforeAllObserversWereSeenOrBlocksAreSealed) {
         s->set_rows(run_cells - 1, s->random_rows(1 + 2 * block, engine));
         s->cache->seal(1);
     }
-    evicted->expect({{attention_packing::max_blocks - 1, uint64_t{1} << 63, 0}}); // of the run itself
+    evicted->expect(*keys->cache, {{attention_packing::max_blocks - 1, uint64_t{1} << 63, 0}}); // of the run itself
     kv::attention_sample hidden = sample({1});
     hidden.sees_run[0] = 0; // a mask hides something from the first
     evicted->weigh(*keys->cache, *values->cache, hidden);
@@ -156,10 +156,10 @@ TEST_F(KvEviction, NothingLeavesThatWasObservedByACellThatIsWrittenAgain) {
     kv::attention_sample half = sample({1}), rest = half;
     half.sees_run.assign(half.sees_run.size(), 0);
     for (int64_t head = 0; head < 4; head++) std::fill_n(half.sees_run.begin() + head * observers, block, 1), std::fill_n(rest.sees_run.begin() + head * observers, block, 0);
-    evicted->expect({{attention_packing::max_blocks, ~uint64_t{0}, 0}}); // nothing has been observed yet
+    evicted->expect(*keys->cache, {{attention_packing::max_blocks, ~uint64_t{0}, 0}}); // nothing has been observed yet
     evicted->weigh(*keys->cache, *values->cache, half);
-    evicted->expect({{attention_packing::max_blocks + 1, ~uint64_t{0}, 0}}); // that block has not observed anything
-    evicted->expect({{attention_packing::max_blocks, uint64_t{1} << 63, 0}});
+    evicted->expect(*keys->cache, {{attention_packing::max_blocks + 1, ~uint64_t{0}, 0}}); // that block has not observed anything
+    evicted->expect(*keys->cache, {{attention_packing::max_blocks, uint64_t{1} << 63, 0}});
     evicted->weigh(*keys->cache, *values->cache, rest);
     evicted->choose();
     evicted->evict(*keys->cache);
