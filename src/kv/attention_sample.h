@@ -37,7 +37,10 @@ struct attention_sample {
         residual.resize(static_cast<size_t>(tokens() * n));
     }
     // Plans are kept, and what a long prompt's needs is not little.
-    void release() { q = log_sum = out = residual = {}, sees_run = {}; }
+    void release() {
+        for (std::vector<float> * floats : {&q, &log_sum, &out, &residual}) std::vector<float>().swap(*floats);
+        std::vector<uint8_t>().swap(sees_run);
+    }
 };
 
 } // namespace alloy::kv

@@ -15,6 +15,7 @@ namespace {
 constexpr int64_t cells = attention_block, run_blocks = attention_packing::max_blocks, run_cells = run_blocks * cells;
 constexpr int64_t observing_blocks = 2, num_observers = observing_blocks * cells;
 constexpr int64_t pooled = 3;           // neighbours on each side
+constexpr float worth_of_neighbours = 0.01f;
 constexpr size_t most_waiting_runs = 4; // of a layer: what is never sealed does not wait for ever
 
 // Runs are counted from the start of the cache; each is observed by what is written right after it.
@@ -140,10 +141,13 @@ void eviction::weigh(cache_tensor & keys, cache_tensor & values, attention_sampl
         }
         const int64_t n = num * cells, group = seen.heads / seen.kv_heads;
         weighed w{at->first, first, num, std::vector<float>(static_cast<size_t>(seen.kv_heads * n)), {}};
-        for (int64_t head = 0; head < seen.heads; head++) { // each takes the most of its neighbours, heads of a group are added
+        for (int64_t head = 0; head < seen.heads; head++) { // each cell is worth something for its neighbours, heads of a group are added
             const float * squares = o.squares.data() + (head + 1) * run_cells - n;
             float * metric = w.metric.data() + head / group * n;
-            for (int64_t c = 0; c < n; c++) metric[c] += *std::max_element(squares + std::max<int64_t>(0, c - pooled), squares + std::min(n, c + pooled + 1));
+            for (int64_t c = 0; c < n; c++) {
+                const float most = *std::max_element(squares + std::max<int64_t>(0, c - pooled), squares + std::min(n, c + pooled + 1));
+                metric[c] += std::max(squares[c], worth_of_neighbours * most);
+            }
         }
         l.ready.push_back(std::move(w));
         at = l.waiting.erase(at);

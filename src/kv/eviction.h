@@ -1,9 +1,10 @@
 // Cells that are attended least leave the cache: GGML_ALLOY_KV_EVICT=<share to keep>. Each head loses cells of its own, in whole pages.
 //
 // Metric and order of KV-Compress (arXiv 2410.00161): squared probabilities, summed over an observation window and the query heads of a KV
-// head, after a maximum over 7 neighbours of each query head; the cheapest page of all layers and heads goes first. Here the choice is among
-// the cells of one run of up to 8 blocks (512 cells), once it is sealed; those that observe it are the 128
-// tokens in the two blocks after it. So what a prompt loses does not depend on how it is cut into batches, nor on a question that follows far behind.
+// head, after a maximum over 7 neighbours of each query head; the cheapest page of all layers and heads goes first. Unlike there, the largest of
+// the neighbours counts a hundredth: at full weight SmolLM2 loses a fifth less, but Gemma-3 twice as much (docs/performance.md).
+// The choice is among the cells of one run of up to 8 blocks (512 cells), once it is sealed; those that observe it are the 128 tokens in the two
+// blocks after it. So what a prompt loses does not depend on how it is cut into batches, nor on a question that follows far behind.
 //
 // The host believes that every cell is there. What could make a missing one matter to anybody else makes eviction stop, for good, with the
 // reason in the log: several sequences in one cache, saved states, another context that looks at the cells.

@@ -45,7 +45,7 @@ class KvTest(ServerTest):
         """A cache that was turned into plain rows says so, once."""
         self.assertIn("ALLOY0", result.text)
         self.assertGreater(result.plans, 0)
-        others = [c for c in result.alloy_complaints if "lossy" not in c]
+        others = [c for c in result.alloy_complaints if "lossy" not in c and "KV_EVICT" not in c]
         self.assertLessEqual(len(others), 1 if self.plain_caches else 0, others)
 
 
@@ -160,6 +160,85 @@ class Texts(KvTest):
                               for env in (alloy(), alloy(kv=preset)))
                 self.assertEqual(got, exact)
                 self.assertEqual(len(got), len(expected))
+
+
+@unittest.skipUnless(COMPRESSES, "this plugin does not compress caches")
+class Eviction(KvTest):
+    LONG = 7600  # characters: about 1,500 tokens, of which two runs of 512 cells lie behind those that observe them
+
+    def evicting(self, flags: str, scene, **knobs):
+        return self.play("smollm2", flags, scene, alloy(kv="tiny") | {"GGML_ALLOY_KV_EVICT": "0.75"} | knobs)
+
+    def refusals(self) -> list:
+        return [line for line in self.log.alloy_complaints if "no further cell is evicted" in line]
+
+    def test_long_prompts_lose_cells_and_answers_stay_near(self):
+        def scene(server):
+            first = answer(server, prose(0, self.LONG), id_slot=0)
+            again = answer(server, prose(0, self.LONG), id_slot=0)                      # the whole prefix, less a token
+            cut = answer(server, prose(0, self.LONG // 2) + OTHER, id_slot=0)           # cuts through a run
+            return [first, again, cut], server.counters()
+
+        flags = "-c 2048 -np 1 --cache-ram 0"
+        kept, _ = self.play("smollm2", flags, scene, alloy(kv="tiny"))
+        live = self.counters["kv_live_bytes"]
+        got, counters = self.evicting(flags, scene)
+        self.assertGreater(counters["kv_evicted_rows"], 0)
+        self.assertEqual(counters["kv_plain_caches"], 0)
+        self.assertEqual(self.refusals(), [])
+        for ours, tiny in zip(got, kept):
+            self.assertLess(distance(ours[0][1], tiny[0][1]), 0.3)
+        self.assertLess(self.counters["kv_live_bytes"], 1.02 * live)
+
+    def test_memory_of_what_was_evicted_is_given_back(self):
+        def scene(server):
+            answer(server, prose(0, self.LONG))
+            return server.counters()["kv_live_bytes"], server.private_bytes()
+
+        flags = "-c 2048 -np 1 --cache-ram 0"
+        tiny, tiny_rss = self.play("smollm2", flags, scene, alloy(kv="tiny"))
+        live, rss = self.evicting(flags, scene)
+        self.assertLess(live, tiny)
+        self.assertLess(rss - tiny_rss, live - tiny + 8 * MIB)  # what observes needs memory for a while
+
+    def test_saved_states_end_it(self):
+        def scene(server):
+            text = prose(0, self.LONG)
+            first = answer(server, text, id_slot=0)
+            evicted = server.counters()["kv_evicted_rows"]
+            server.slot(0, "save", "story")
+            answer(server, prose(self.LONG, 2000), id_slot=0, cache_prompt=False)
+            server.slot(0, "restore", "story")
+            restored = answer(server, text, id_slot=0)
+            return first, restored, evicted, server.counters()["kv_evicted_rows"]
+
+        first, restored, before, after = self.evicting("-c 2048 -np 1 --cache-ram 0", scene)
+        self.assertGreater(before, 0)
+        self.assertEqual(after, before)
+        self.assertEqual(len(self.refusals()), 1)
+        self.assertIn("saves the cells", self.refusals()[0])
+        self.assertLess(distance(restored[0][1], first[0][1]), 0.2)
+
+    def test_sequences_that_share_a_cache_end_it(self):
+        _, evicted = self.evicting("-c 4096 -np 4 --kv-unified --cache-ram 0", lambda s: (at_once(s), s.counters()["kv_evicted_rows"]))
+        self.assertEqual(evicted, 0)
+        self.assertEqual(len(self.refusals()), 1)
+        self.assertIn("several sequences", self.refusals()[0])
+
+    def test_context_shifts_bring_cells_back(self):
+        answers, evicted = self.evicting("-c 1024 -np 1 --context-shift --cache-ram 0",
+                                         lambda s: (answer(s, prose(0, 4300), 400), s.counters()["kv_evicted_rows"]))
+        self.assertRegex(self.log.text, "context shift")
+        self.assertGreater(evicted, 0)
+        self.assertEqual(len(answers), 400)
+
+    def test_nothing_to_evict_from(self):
+        for knobs, part in (({"GGML_ALLOY_KV": "exact"}, "does nothing without a compressed cache"), ({"GGML_ALLOY_KV_EVICT": "1.5"}, "off|0.3-0.95")):
+            with self.subTest(knobs=knobs):
+                result = complete(model("llama-q4_0"), alloy(kv="tiny") | {"GGML_ALLOY_KV_EVICT": "0.5"} | knobs, 8)
+                self.assert_ran(result)
+                lines = [line for line in result.lines if part in line]
+                self.assertEqual(len(lines), 1, result.text)
 
 
 # --- wrong input --------------------------------------------------------------------------------------------------------------------
