@@ -1,5 +1,7 @@
 // What some tokens of a graph saw in one layer: from it the store learns what errors of keys and values would cost, and which cells matter.
 #pragma once
+#include "base/returning_allocator.h"
+
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -19,13 +21,13 @@ struct attention_sample {
     int64_t heads = 0, kv_heads = 0, d_k = 0;
     int64_t d_v = 0;            // 0: outputs are not wanted
     float scale = 0;            // of logits
-    std::vector<float> q;       // [heads][tokens][d_k]
-    std::vector<float> log_sum; // [heads][tokens] log2 of the sum of exp(logit) over all cells
-    std::vector<float> out;     // [heads][tokens][d_v], in the transform that values lie in
-    std::vector<uint8_t> sees_run; // [heads][tokens] whether the mask hides no cell that is observed
+    returning_vector<float> q;       // [heads][tokens][d_k]
+    returning_vector<float> log_sum; // [heads][tokens] log2 of the sum of exp(logit) over all cells
+    returning_vector<float> out;     // [heads][tokens][d_v], in the transform that values lie in
+    returning_vector<uint8_t> sees_run; // [heads][tokens] whether the mask hides no cell that is observed
 
     int64_t n = 0;                // elements of the residual stream; 0: it was not found
-    std::vector<float> residual;  // [tokens][n] before the layer's attention was added
+    returning_vector<float> residual;  // [tokens][n] before the layer's attention was added
     double added = 0, before = 0; // energies: of what was added, and of the residual stream before
 
     int64_t tokens() const { return static_cast<int64_t>(which.size()); }
@@ -38,8 +40,8 @@ struct attention_sample {
     }
     // Plans are kept, and what a long prompt's needs is not little.
     void release() {
-        for (std::vector<float> * floats : {&q, &log_sum, &out, &residual}) std::vector<float>().swap(*floats);
-        std::vector<uint8_t>().swap(sees_run);
+        for (returning_vector<float> * floats : {&q, &log_sum, &out, &residual}) returning_vector<float>().swap(*floats);
+        returning_vector<uint8_t>().swap(sees_run);
     }
 };
 
