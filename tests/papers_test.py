@@ -187,6 +187,10 @@ class Pages(unittest.TestCase):
         (self.pages / "index.md").write_text("# Papers\n")
         self.assertIn("index.md: no lines", self.run_tool("--check").stdout)
 
+    def test_labels_are_short(self):
+        self.assertEqual(papers.shortened("Min-p"), "Min-p")
+        self.assertEqual(papers.shortened("Mixtures of experts on CPUs: KTransformers, Fiddler"), "Mixtures of experts on CPUs …")
+
     def test_labels_keep_their_distance(self):
         self.assertEqual(papers.spread([1.0, 5.0], 1, 0, 10), [1.0, 5.0])
         self.assertEqual(papers.spread([5.0, 5.0, 5.0], 1, 0, 10), [4.0, 5.0, 6.0])

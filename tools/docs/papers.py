@@ -265,6 +265,13 @@ def spread(wanted: list[float], gap: float, low: float, high: float) -> list[flo
     return places
 
 
+def shortened(title: str, most: int = 34) -> str:
+    """At the end of a word, for labels."""
+    if len(title) <= most:
+        return title
+    return re.sub(r"[\s,:;(&]+\S*$", "", title[:most]) + " …"
+
+
 def lanes_of(pages: list[Page]) -> list[int]:
     """A lane for each page, so that the ranges of one lane do not touch."""
     taken: list[float] = []  # the highest ratio of each lane
@@ -285,10 +292,10 @@ def draw(pages: list[Page]) -> str:
     matplotlib.rcParams |= {"svg.hashsalt": "ggml-alloy", "svg.fonttype": "path", "font.family": "DejaVu Sans", "font.size": 9}
 
     # Inches, as text takes them. A column is an effort: lanes of markers, then their labels.
-    lane_width, character, text_height, height = 0.11, 0.056, 0.155, 8.6
+    lane_width, character, text_height, height = 0.11, 0.059, 0.155, 8.6
     columns = [(effort, sorted((p for p in pages if p.effort == effort), key=lambda p: (p.middle, -p.number))) for effort in EFFORTS]
     columns = [(effort, inside) for effort, inside in columns if inside]
-    text = {p.number: f"{p.number}  {p.title}" for p in pages}
+    text = {p.number: f"{p.number}  {shortened(p.title)}" for p in pages}
     widths = [0.45 + lane_width * (max(lanes_of(inside)) + 1) + character * max(len(text[p.number]) for p in inside) for _, inside in columns]
 
     bottom = min([0.9, *(p.gain["low"] for p in pages)]) / 1.06
@@ -358,7 +365,8 @@ def main() -> int:
     pages, problems = read_all(args.root, args.partial)
     index_file, svg_file = args.root / "docs/papers/index.md", args.root / "docs/papers/roi.svg"
     index = index_file.read_text() if index_file.exists() else ""
-    problems += [f"index.md: {p}" for p in problems_of_links(index_file, index.partition(BEGIN)[0] + index.partition(END)[2])]
+    by_hand = index.partition(BEGIN)[0] + index.partition(END)[2]
+    problems += [f"index.md: {p}" for p in problems_of_links(index_file, by_hand.replace(f"({svg_file.name})", ""))]
     if not problems:
         try:
             made = index_with(index, pages)
