@@ -23,6 +23,7 @@ bench:
 docs: all
 	$(BUILD)/bin/alloy knobs --markdown > docs/knobs.md
 	python3 tools/docs/kernels.py > docs/kernels.md
+	"$$(tools/setup/venv.sh docs)" tools/docs/papers.py .
 
 $(BUILD)/build.ninja: CMakeLists.txt CMakePresets.json
 	tools/setup/packages.sh

@@ -2,7 +2,7 @@
 # Installs the Debian packages that building and testing need, where we may and they are missing. Prints nothing when all is there.
 source "$(dirname "$0")/cache.sh"
 
-packages=(cmake ninja-build g++ clang lld python3 python3-pip python3-venv git make binutils
+packages=(cmake ninja-build g++ clang lld python3 python3-pip python3-venv python3-yaml git make binutils
           libgtest-dev googletest libbenchmark-dev libcli11-dev nlohmann-json3-dev libfmt-dev)
 [ "${1:-}" = cross ] && packages+=(g++-aarch64-linux-gnu qemu-user)
 

@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# Makes, once, the Python environment that the model generator and the end-to-end tests need, and prints its interpreter.
+# Makes, once, the Python environment that the model generator and the tests need, and prints its interpreter.
+#
+#   venv.sh [docs]      docs: the one that `make docs` draws with
 source "$(dirname "$0")/cache.sh"
 
-packages=(numpy==2.4.6 gguf==0.19.0)
+packages=(numpy==2.4.6 gguf==0.19.0 pyyaml==6.0.4)
 venv=$cache/venv
+[ "${1:-}" = docs ] && packages=(pyyaml==6.0.4 matplotlib==3.10.9) venv=$cache/venv-docs
 stamp=$venv/.packages
 
 if [ "$(cat "$stamp" 2>/dev/null)" != "${packages[*]}" ]; then
