@@ -73,12 +73,6 @@ struct index_check {
     const host::tensor * node;
 };
 
-// The sum of the residual stream and a sampled attention.
-struct weighed_sum {
-    const ops::attention_call * call;
-    const host::tensor * sum;
-};
-
 // Consecutive steps without a barrier between them, as one CUSTOM node of the host.
 struct step_range {
     const step * begin;
@@ -107,7 +101,6 @@ struct plan {
     std::vector<std::unique_ptr<ops::mul_mat_id_call>> mul_mat_ids;
     std::vector<std::unique_ptr<ops::mask_map>> mask_maps;
     std::vector<std::unique_ptr<ops::attention_call>> attentions;
-    std::vector<std::unique_ptr<weighed_sum>> weighed_sums;
     std::vector<std::unique_ptr<scratch>> scratches;
     std::vector<std::unique_ptr<host::tensor>> clones; // delegated nodes with another source, such sources, CUSTOM nodes
     std::vector<std::unique_ptr<step_range>> ranges;

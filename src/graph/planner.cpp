@@ -85,7 +85,6 @@ plan planner::make() {
         if (taken == 0 && own_kernels) taken = run_single(i);
         if (taken == 0) taken = delegate(i);
         i += taken;
-        add_weighing(live_[i - 1]);
     }
     add_seal_steps();
     drop_barriers();

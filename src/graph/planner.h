@@ -42,7 +42,6 @@ class planner {
     void add_cache_step(bool open, const kv::cache_tensor & cache);
     void add_seal_steps();
     void sample_attention(const tensor * node, ops::attention_call & call);
-    void add_weighing(const tensor * made);
     static byte_range sample_range(const kv::attention_sample & sample);
 
     // --- fusion: how many nodes each takes, 0 for none

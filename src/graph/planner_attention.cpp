@@ -82,7 +82,6 @@ bool planner::add_attention(std::vector<tensor *> nodes, const tensor * out, int
         if (source != nullptr) s.reads.push_back(range_of(source));
     }
     s.reads.push_back(sight_range(*map));
-    if (call->residual != nullptr) s.reads.push_back(range_of(call->residual));
     s.writes = {work};
     s.label = std::string("attention ") + cell_type_name(call->keys.declared) + (call->int8 ? " int8" : "");
     step * last = &s;

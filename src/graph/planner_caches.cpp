@@ -18,10 +18,6 @@ void close_cache(const void * arguments, int thread, int num_threads) {
 }
 void measure_heads(const void * arguments, int, int num_threads) { static_cast<const cache_use *>(arguments)->measure(num_threads); }
 void assign_rates(const void * arguments, int, int) { static_cast<const cache_use *>(arguments)->assign(); }
-void weigh_sum(const void * arguments, int, int) {
-    const auto & [call, sum] = *static_cast<const weighed_sum *>(arguments);
-    call->weigh_sum(sum);
-}
 void weigh_cells(const void * arguments, int, int num_threads) { static_cast<const cache_use *>(arguments)->weigh_cells(num_threads); }
 void choose_cells(const void * arguments, int, int) { static_cast<const cache_use *>(arguments)->choose_cells(); }
 void evict_cells(const void * arguments, int, int num_threads) { static_cast<const cache_use *>(arguments)->evict(num_threads); }
@@ -130,7 +126,7 @@ void planner::add_seal_steps() {
     }
 }
 
-// Where heads have bits or cells of their own, attention can be sampled, and for bits what it adds to the residual stream.
+// Where heads have bits or cells of their own, attention can be sampled.
 void planner::sample_attention(const tensor * node, ops::attention_call & call) {
     kv::cache_tensor *keys = cache_of(node->src[1]), *values = cache_of(node->src[2]);
     const bool compressed = keys != nullptr && values != nullptr && !keys->is_plain() && !values->is_plain();
@@ -148,37 +144,9 @@ void planner::sample_attention(const tensor * node, ops::attention_call & call) 
     sample.scale = call.scale;
     call.sample = &sample;
     keys->pair_with(*values);
-    if (!keys->rates().on()) return;
-    // The next sum of two equal shapes, one of them made before the attention.
-    constexpr int64_t most_nodes_between = 8;
-    const auto at = std::find(live_.begin(), live_.end(), node);
-    for (auto sum = at; sum != live_.end() && sum - at <= most_nodes_between; sum++) {
-        const tensor *a = (*sum)->src[0], *b = (*sum)->src[1];
-        if (host::op_of(*sum) != op::add || !std::equal(std::begin(a->ne), std::end(a->ne), b->ne) || (*sum)->type != host::type_f32) continue;
-        const bool a_is_later = std::find(at, sum, a) != sum, one_row_a_token = a->ne[1] == node->src[0]->ne[1] && a->ne[2] == 1 && a->ne[3] == 1;
-        const tensor * residual = a_is_later ? b : a;
-        if (!one_row_a_token || residual->type != host::type_f32 || residual->nb[0] != sizeof(float)) return;
-        call.residual = residual;
-        sample.n = residual->ne[0];
-        plan_.weighed_sums.push_back(std::make_unique<weighed_sum>(weighed_sum{&call, *sum}));
-        return;
-    }
 }
 
 // Stands for all that a sample holds.
 byte_range planner::sample_range(const kv::attention_sample & sample) { return range_at(&sample, sizeof(sample)); }
-
-// After the step that made a sum which is to be weighed.
-void planner::add_weighing(const tensor * made) {
-    if (plan_.weighed_sums.empty() || plan_.weighed_sums.back()->sum != made) return;
-    step s;
-    s.run = weigh_sum;
-    s.arguments = plan_.weighed_sums.back().get();
-    s.num_tasks = 1;
-    s.reads = {range_of(made)};
-    s.writes = {sample_range(*plan_.weighed_sums.back()->call->sample)};
-    s.label = "weigh sum";
-    plan_.steps.push_back(std::move(s));
-}
 
 } // namespace alloy::graph

@@ -26,21 +26,16 @@ struct attention_sample {
     returning_vector<float> out;     // [heads][tokens][d_v], in the transform that values lie in
     returning_vector<uint8_t> sees_run; // [heads][tokens] whether the mask hides no cell that is observed
 
-    int64_t n = 0;                // elements of the residual stream; 0: it was not found
-    returning_vector<float> residual;  // [tokens][n] before the layer's attention was added
-    double added = 0, before = 0; // energies: of what was added, and of the residual stream before
-
     int64_t tokens() const { return static_cast<int64_t>(which.size()); }
     void resize() {
         q.resize(static_cast<size_t>(heads * tokens() * d_k));
         log_sum.resize(static_cast<size_t>(heads * tokens()));
         out.resize(static_cast<size_t>(heads * tokens() * d_v));
         sees_run.resize(static_cast<size_t>(heads * tokens()));
-        residual.resize(static_cast<size_t>(tokens() * n));
     }
     // Plans are kept, and what a long prompt's needs is not little.
     void release() {
-        for (returning_vector<float> * floats : {&q, &log_sum, &out, &residual}) returning_vector<float>().swap(*floats);
+        for (returning_vector<float> * floats : {&q, &log_sum, &out}) returning_vector<float>().swap(*floats);
         returning_vector<uint8_t>().swap(sees_run);
     }
 };

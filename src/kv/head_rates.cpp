@@ -87,10 +87,8 @@ head_rates::layer & head_rates::of(const cache_tensor & keys, const cache_tensor
 
 void head_rates::measure(const cache_tensor & keys, const cache_tensor & values, int64_t block, const attention_sample & seen) {
     layer & l = of(keys, values);
-    const float out_energy = dot(seen.out.data(), seen.out.data(), static_cast<int64_t>(seen.out.size()));
+    const double out_energy = dot(seen.out.data(), seen.out.data(), static_cast<int64_t>(seen.out.size()));
     if (!(out_energy > 0)) return;
-    // What a unit of error in the attention output is worth.
-    const double normal = (seen.n > 0 && seen.before > 0 ? seen.added / seen.before : 1) / out_energy;
     for (int64_t head = 0; head < seen.kv_heads; head++) {
         const rows k = keys.turned_rows(block, head), v = values.turned_rows(block, head);
         const weights_of_cells w = weigh(seen, head, k, v, keys.rotation(), values.rotation());
@@ -104,7 +102,7 @@ void head_rates::measure(const cache_tensor & keys, const cache_tensor & values,
                     damage += w.of_keys[static_cast<size_t>(r * cells + c)] * off * off;
                 }
             }
-            l.damage[0][option++] += normal * damage;
+            l.damage[0][option++] += damage / out_energy;
         }
         option = static_cast<size_t>(head) * options;
         for (const kv_codec codec : choices(true)) {
@@ -114,7 +112,7 @@ void head_rates::measure(const cache_tensor & keys, const cache_tensor & values,
                 const float * row = lost.data() + c * seen.d_v;
                 damage += w.of_values[static_cast<size_t>(c)] * dot(row, row, seen.d_v);
             }
-            l.damage[1][option++] += normal * damage;
+            l.damage[1][option++] += damage / out_energy;
         }
     }
     l.blocks++;

@@ -1,11 +1,11 @@
-// Bits of its own for each head: GGML_ALLOY_KV=<share>. What errors of a head's keys and values would do to the residual stream is measured
-// on sampled queries with exact probabilities; bytes go to where they save most of it.
+// Bits of its own for each head: GGML_ALLOY_KV=<share>. What errors of a head's keys and values would do to the output of its layer's
+// attention is measured on sampled queries with exact probabilities; bytes go to where they save most of it.
 //
 // First order, for a query with probabilities p, output o and logits q.k of one head, errors dk and dv of a cell do
 //   |do|^2 = p^2 (q.dk)^2 |v - o|^2    and    |do|^2 = p^2 |dv|^2,
-// which counts relative to the attention output of the layer, times what this adds to the residual stream relative to the stream itself.
-// Bits stay within one step of the uniform split of the same bytes: beyond, low rates cost more than the first order says. That the
-// last tokens are sampled keeps massive activations of a sequence's first token out of the normaliser (research: kv-codecs 4).
+// which counts relative to the energy of that output. (Weighed with the share that it has in the residual stream, SmolLM2 gains a sixth more, but
+// Gemma-3 loses threefold: docs/performance.md.) Bits stay within one step of the uniform split of the same bytes: beyond, low rates cost more
+// than the first order says. That the last tokens are sampled keeps massive activations of a sequence's first token out of the normaliser.
 #pragma once
 #include "kv/attention_sample.h"
 #include "kv/policy.h"

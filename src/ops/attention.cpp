@@ -133,13 +133,6 @@ void keep_sample(const attention_call & call, const attention_row * rows, int64_
     }
 }
 
-void keep_residual(const attention_call & call) {
-    kv::attention_sample & kept = *call.sample;
-    for (int64_t i = 0; i < kept.tokens() && kept.n > 0; i++) {
-        std::memcpy(kept.residual.data() + i * kept.n, row_at(call.residual, kept.which[static_cast<size_t>(i)].token, 0, 0), static_cast<size_t>(kept.n) * sizeof(float));
-    }
-}
-
 attention_args args_of(const attention_call & call, int64_t state, const attention_row * rows, int64_t num_rows) {
     const int64_t stream = state / call.shape.kv_heads, head = state % call.shape.kv_heads;
     return {.tiles = call.tiles, .k = call.keys.of(stream, head), .v = call.values.of(stream, head), .num_cells = call.keys.cells,
@@ -333,7 +326,6 @@ bool queries_lie_as_output(const tensor * node, const tensor * out) {
 void attention_call::run(int thread, int num_threads) const {
     num_threads = std::min(num_threads, memory.max_threads);
     if (thread >= num_threads) return;
-    if (thread == 0 && sample != nullptr && !sample->which.empty()) keep_residual(*this);
     if (few) run_few(*this, num_threads);
     else run_many(*this, thread, num_threads);
 }
@@ -347,19 +339,6 @@ void attention_call::join(int thread, int num_threads) const {
         const few_piece any = few_piece_at(*this, first); // all hold the same rows
         attention_finish(args_of(*this, i, any.rows_of(head), any.rows_of_head), seen, pieces, 0, any.rows_of_head);
         keep_sample(*this, any.rows_of(head), any.rows_of_head);
-    }
-}
-
-void attention_call::weigh_sum(const tensor * sum) const {
-    if (sample->which.empty()) return;
-    sample->added = sample->before = 0;
-    for (int64_t i = 0; i < sample->tokens(); i++) {
-        const auto * now = reinterpret_cast<const float *>(row_at(sum, sample->which[static_cast<size_t>(i)].token, 0, 0));
-        const float * before = sample->residual.data() + i * sample->n;
-        for (int64_t j = 0; j < sample->n; j++) {
-            sample->added += (now[j] - before[j]) * (now[j] - before[j]);
-            sample->before += before[j] * before[j];
-        }
     }
 }
 

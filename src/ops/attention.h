@@ -62,13 +62,10 @@ struct attention_call {
     int64_t rotate_q, rotate_k, rotate_v, rotate_out, sealed_k, sealed_v; // as in attention_args
     attention_memory memory;
     kv::attention_sample * sample = nullptr;  // to be filled where it is wanted
-    const host::tensor * residual = nullptr;  // that the layer's attention will be added to, or null
     mutable work_counter work;
 
     // The share of thread `thread`; all threads must call it.
     void run(int thread, int num_threads) const;
-    // After a run with a sample: what was added to the residual stream, whose sum is in `sum` now.
-    void weigh_sum(const host::tensor * sum) const;
     // few: joins the states of that run and writes the output.
     void join(int thread, int num_threads) const;
 };
