@@ -185,7 +185,12 @@ void argsort(const float * x, int64_t n, bool descending, int32_t * ids, select_
 }
 
 int32_t argmax(const float * x, int64_t n, select_memory & m) {
+    if (n <= 0) return 0;
     block_maxima(x, n, m);
+    return first_of_maxima(x, n, m);
+}
+
+int32_t first_of_maxima(const float * x, int64_t n, const select_memory & m) {
     const float top = highest_of(m, n);
     if (top == -std::numeric_limits<float>::infinity()) return 0; // all are equal, NaN among them
     for (int64_t b = 0; b < select_blocks(n); b++) {

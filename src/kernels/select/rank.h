@@ -50,5 +50,6 @@ void argsort(const float * x, int64_t n, bool descending, int32_t * ids, select_
 
 // The first of the order; 0 for an empty row.
 int32_t argmax(const float * x, int64_t n, select_memory & m);
+int32_t first_of_maxima(const float * x, int64_t n, const select_memory & m); // the same after block_maxima
 
 } // namespace alloy
