@@ -42,6 +42,11 @@ void run_rope_table(const void * arguments, int task, int) {
     table.fill(task * tokens_per_rope_task, std::min(table.num_tokens, (task + 1) * tokens_per_rope_task));
 }
 
+void run_node(const void * arguments, int task, int num_tasks) {
+    const auto & s = *static_cast<const node_step *>(arguments);
+    s.run(s.node, task, num_tasks);
+}
+
 } // namespace
 
 int use_count(const host::graph & graph, const tensor * t) {
@@ -83,6 +88,7 @@ plan planner::make() {
         if (taken == 0 && own_kernels) taken = run_matrix(i);
         if (taken == 0 && own_kernels) taken = run_attention_node(i);
         if (taken == 0 && own_kernels) taken = run_single(i);
+        if (taken == 0 && own_kernels) taken = run_sampling(i);
         if (taken == 0) taken = delegate(i);
         i += taken;
         add_weighing(live_[i - 1]);
@@ -171,6 +177,26 @@ size_t planner::run_single(size_t i) {
     if (!can_run(node)) return 0;
     const bool is_rope = host::op_of(node) == op::rope;
     append(ops::make_row_call(node, is_rope ? table_for(node) : nullptr), {node}, 0);
+    return 1;
+}
+
+// Selection from long rows, and what a sampling graph has around it.
+size_t planner::run_sampling(size_t i) {
+    tensor * node = live_[i];
+    const ops::node_call call = ops::sampling_call_for(node);
+    if (call.run == nullptr || touches_cache(node) || touches_packed(node)) return 0;
+    plan_.node_steps.push_back(std::make_unique<node_step>(node_step{node, call.run}));
+    step s;
+    s.run = run_node;
+    s.arguments = plan_.node_steps.back().get();
+    s.num_tasks = call.num_tasks;
+    for (const tensor * source : node->src) {
+        if (source != nullptr && source != node) s.reads.push_back(range_of(source));
+    }
+    s.writes = {range_of(node)};
+    s.nodes = {node};
+    s.label = host::api().ggml_op_name(node->op);
+    plan_.steps.push_back(std::move(s));
     return 1;
 }
 

@@ -84,6 +84,7 @@ class planner {
 
     // --- row operations
     size_t run_single(size_t i);
+    size_t run_sampling(size_t i);
     const ops::rope_table * table_for(const tensor * rope);
     static byte_range table_range(const ops::rope_table & table);
 
