@@ -1,5 +1,6 @@
 // The sampler against its definition in double precision: the sets, the draw at every step of its distribution, the distribution itself,
 // and mistakes that these tests must be able to see.
+#include "plugin/c_api.h"
 #include "sampling/sampler.h"
 #include "support/sampling_oracle.h"
 
@@ -336,6 +337,57 @@ TEST(sampling, repeats_bit_for_bit) {
             EXPECT_EQ(a.probability, b.probability) << c.name;
         }
     }
+}
+
+TEST(sampling, c_api) {
+    const ggml_alloy_api * api = plugin::ggml_alloy_get_api(GGML_ALLOY_API_VERSION);
+    ASSERT_NE(nullptr, api);
+    EXPECT_EQ(nullptr, plugin::ggml_alloy_get_api(GGML_ALLOY_API_VERSION + 1));
+    ggml_alloy_sampler * s = api->sampler_new();
+    ASSERT_NE(nullptr, s);
+    const std::vector<float> x = test::make_logits(test::logits::peaked, 3000, 2);
+    ggml_alloy_chain c = api->default_chain();
+    ggml_alloy_draw d = {7, 7};
+    sampler own;
+    for (const double u : {0.0, 0.3, 0.999}) {
+        ASSERT_EQ(GGML_ALLOY_OK, api->sample(s, x.data(), 3000, &c, u, &d));
+        EXPECT_EQ(own.sample(x.data(), 3000, {}, u).token, d.token);
+    }
+    const ggml_alloy_token_bias biases[] = {{17, 100.0f}, {18, 99.0f}};
+    const ggml_alloy_token_count counts[] = {{17, 2}};
+    c.biases = biases;
+    c.num_biases = 2;
+    c.counts = counts;
+    c.num_counts = 1;
+    c.presence_penalty = 50;
+    c.top_k = 5;
+    c.min_p = 0.5f;
+    int32_t tokens[2] = {-7, -7};
+    float logits[2];
+    EXPECT_EQ(1, api->candidates(s, x.data(), 3000, &c, tokens, logits, 2));
+    EXPECT_EQ(18, tokens[0]);
+    EXPECT_EQ(x[18] + 99, logits[0]);
+    EXPECT_EQ(-7, tokens[1]);
+    c.min_p = 0;
+    EXPECT_EQ(5, api->candidates(s, x.data(), 3000, &c, tokens, logits, 1));
+    EXPECT_EQ(-7, tokens[1]);
+    EXPECT_EQ(GGML_ALLOY_BAD_ARGUMENT, api->sample(s, x.data(), 3000, &c, 1.5, &d));
+    EXPECT_EQ(-1, d.token);
+    EXPECT_EQ(GGML_ALLOY_BAD_ARGUMENT, api->sample(s, x.data(), 3000, &c, 0.5, nullptr));
+    EXPECT_EQ(GGML_ALLOY_BAD_ARGUMENT, api->sample(nullptr, x.data(), 3000, &c, 0.5, &d));
+    EXPECT_EQ(GGML_ALLOY_BAD_ARGUMENT, api->sample(s, nullptr, 3000, &c, 0.5, &d));
+    EXPECT_EQ(GGML_ALLOY_BAD_ARGUMENT, api->sample(s, x.data(), 3000, nullptr, 0.5, &d));
+    c.size = 8;
+    EXPECT_EQ(GGML_ALLOY_BAD_ARGUMENT, api->sample(s, x.data(), 3000, &c, 0.5, &d));
+    c = api->default_chain();
+    c.num_biases = 3;
+    EXPECT_EQ(GGML_ALLOY_BAD_ARGUMENT, api->candidates(s, x.data(), 3000, &c, tokens, logits, 2));
+    c = api->default_chain();
+    const std::vector<float> masked(100, -inf);
+    EXPECT_EQ(GGML_ALLOY_NO_TOKEN, api->sample(s, masked.data(), 100, &c, 0.5, &d));
+    EXPECT_EQ(GGML_ALLOY_NO_TOKEN, api->candidates(s, masked.data(), 100, &c, nullptr, nullptr, 0));
+    api->sampler_free(s);
+    api->sampler_free(nullptr);
 }
 
 // The sets above would not agree with an implementation that has one of these defects.

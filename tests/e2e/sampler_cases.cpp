@@ -5,6 +5,8 @@
 #ifndef ALLOY_HOST_HEADERS
 int main() { return alloy::test::without_headers(); }
 #else
+#include "../../examples/sampler/alloy_sampler.h"
+#include "plugin/c_api.h"
 #include "support/sampling_oracle.h"
 #include "support/stock_sampler.h"
 
@@ -62,6 +64,49 @@ bool check(const scene_of_draws & s, int64_t num_tokens, int num_draws) {
     return good;
 }
 
+// The wrapper of examples/, in a chain of the host behind a sampler that shuffles the array, and cloned in the middle.
+bool check_wrapper() {
+    const ggml_alloy_api * api = plugin::ggml_alloy_get_api(GGML_ALLOY_API_VERSION);
+    ggml_alloy_chain c = api->default_chain();
+    c.repeat_penalty = 1.3f;
+    c.presence_penalty = 0.2f;
+    c.top_p = 0.9f;
+    c.min_p = 0.02f;
+    c.temperature = 0.9f;
+    llama_sampler * wrapped = llama_sampler_chain_init(llama_sampler_chain_default_params());
+    llama_sampler_chain_add(wrapped, llama_sampler_init_top_k(100));
+    llama_sampler_chain_add(wrapped, alloy_sampler_init(api, c, 8, 5));
+    llama_sampler * stock = llama_sampler_chain_init(llama_sampler_chain_default_params());
+    llama_sampler_chain_add(stock, llama_sampler_init_top_k(100));
+    llama_sampler_chain_add(stock, llama_sampler_init_penalties(3000, 8, c.repeat_penalty, 0, c.presence_penalty));
+    llama_sampler_chain_add(stock, llama_sampler_init_top_p(c.top_p, 0));
+    llama_sampler_chain_add(stock, llama_sampler_init_min_p(c.min_p, 0));
+    llama_sampler_chain_add(stock, llama_sampler_init_temp(c.temperature));
+    llama_sampler_chain_add(stock, llama_sampler_init_dist(5));
+    int different = 0;
+    const auto draw = [&](llama_sampler * s, const std::vector<float> & row) {
+        std::vector<llama_token_data> data;
+        for (size_t i = 0; i < row.size(); i++) data.push_back({static_cast<llama_token>(i), row[i], 0});
+        llama_token_data_array all = {data.data(), data.size(), -1, false};
+        llama_sampler_apply(s, &all);
+        const llama_token token = all.data[all.selected].id;
+        llama_sampler_accept(s, token);
+        return token;
+    };
+    const std::vector<float> row = make_logits(logits::peaked, 3000, 3); // the same each time, so that penalties have work
+    for (int i = 0; i < 200; i++) {
+        different += draw(stock, row) != draw(wrapped, row);
+        if (i != 100) continue;
+        llama_sampler * copy = llama_sampler_clone(wrapped);
+        llama_sampler_free(wrapped);
+        wrapped = copy;
+    }
+    llama_sampler_free(stock);
+    llama_sampler_free(wrapped);
+    std::printf("wrapper: %d of 200 differ%s\n", different, different == 0 ? "" : "  FAILED");
+    return different == 0;
+}
+
 } // namespace
 } // namespace alloy::test
 
@@ -73,6 +118,7 @@ int main() {
         good = check(s, 32000, 40) && good;
         good = check(s, 128256, 8) && good;
     }
+    good = check_wrapper() && good;
     return good ? 0 : 1;
 }
 #endif
