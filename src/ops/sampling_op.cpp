@@ -175,6 +175,29 @@ void scatter(const tensor * node, int, int) {
     }
 }
 
+// --- the draw
+
+// Shares are not below 0, so all running sums behind the first that exceeds the uniform do too. Block by block, then within the block.
+void drawn_place(const tensor * sum, int, int) {
+    const tensor * sub = sum->src[0]->src[0];
+    const tensor * cumsum = sub->src[0];
+    const float * x = in(cumsum, 0);
+    const float uniform = *in(sub, 1);
+    const int64_t n = num_elements(cumsum);
+    const auto exceeds = [&](double run) { return static_cast<float>(run) - uniform > 0; };
+    double before = 0;
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        double sums[4] = {};
+        for (int64_t j = 0; j < 16; j++) sums[j % 4] += static_cast<double>(x[i + j]);
+        const double run = before + ((sums[0] + sums[1]) + (sums[2] + sums[3]));
+        if (exceeds(run)) break;
+        before = run;
+    }
+    while (i < n && !exceeds(before += static_cast<double>(x[i]))) i++;
+    *out(sum) = static_cast<float>(n - i);
+}
+
 // --- which nodes
 
 node_call by_rows(node_kernel run, const tensor * source) { return {run, static_cast<int>(std::min<int64_t>(num_rows(source), 64))}; }
@@ -243,6 +266,15 @@ node_call sampling_call_for(const tensor * node) {
     if (find_select(select_op::block_max) == nullptr) return {};
     const node_call selection = selection_call(node);
     return selection.run != nullptr ? selection : small_call(node);
+}
+
+node_call drawn_place_call_for(const tensor * cumsum, const tensor * sub, const tensor * step, const tensor * sum) {
+    const bool chained = sub->src[0] == cumsum && step->src[0] == sub && sum->src[0] == step;
+    if (!chained || sampling_call_for(cumsum).run != cumsum_rows || sampling_call_for(sub).run != sub_scalar || sampling_call_for(step).run != step_up ||
+        sampling_call_for(sum).run != sum_all || num_rows(cumsum) != 1 || sub->src[1] == cumsum) {
+        return {};
+    }
+    return {drawn_place, 1};
 }
 
 } // namespace alloy::ops

@@ -19,4 +19,8 @@ struct node_call {
 // ARGMAX the first; sums in double precision.
 node_call sampling_call_for(const host::tensor * node);
 
+// CUMSUM of one row, SUB of a scalar, STEP, SUM: how many running sums exceed the scalar, which is where the host's draw ends. One walk that
+// stops there and writes nothing but the count; `sum` is its node. Null run: not this pattern.
+node_call drawn_place_call_for(const host::tensor * cumsum, const host::tensor * sub, const host::tensor * step, const host::tensor * sum);
+
 } // namespace alloy::ops
