@@ -6,6 +6,7 @@
 #include "ops/attention.h"
 #include "ops/mul_mat.h"
 #include "ops/row_op.h"
+#include "ops/sampling_op.h"
 
 #include <cstdint>
 #include <memory>
@@ -73,6 +74,12 @@ struct index_check {
     const host::tensor * node;
 };
 
+// A node that is its own description (ops/sampling_op.h).
+struct node_step {
+    const host::tensor * node;
+    ops::node_kernel run;
+};
+
 // Consecutive steps without a barrier between them, as one CUSTOM node of the host.
 struct step_range {
     const step * begin;
@@ -101,6 +108,7 @@ struct plan {
     std::vector<std::unique_ptr<ops::mul_mat_id_call>> mul_mat_ids;
     std::vector<std::unique_ptr<ops::mask_map>> mask_maps;
     std::vector<std::unique_ptr<ops::attention_call>> attentions;
+    std::vector<std::unique_ptr<node_step>> node_steps;
     std::vector<std::unique_ptr<scratch>> scratches;
     std::vector<std::unique_ptr<host::tensor>> clones; // delegated nodes with another source, such sources, CUSTOM nodes
     std::vector<std::unique_ptr<step_range>> ranges;

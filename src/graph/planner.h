@@ -83,6 +83,8 @@ class planner {
 
     // --- row operations
     size_t run_single(size_t i);
+    size_t run_sampling(size_t i);
+    void add_node_step(const ops::node_call & call, std::vector<tensor *> nodes);
     const ops::rope_table * table_for(const tensor * rope);
     static byte_range table_range(const ops::rope_table & table);
 

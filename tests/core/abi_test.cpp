@@ -180,6 +180,9 @@ TEST(Abi, Constants) {
     EXPECT_EQ(int{flag_compute}, int{GGML_TENSOR_FLAG_COMPUTE});
     EXPECT_EQ(int{glu_geglu}, int{GGML_GLU_OP_GEGLU});
     EXPECT_EQ(int{glu_swiglu}, int{GGML_GLU_OP_SWIGLU});
+    EXPECT_EQ(int{unary_step}, int{GGML_UNARY_OP_STEP});
+    EXPECT_EQ(int{sort_ascending}, int{GGML_SORT_ORDER_ASC});
+    EXPECT_EQ(int{sort_descending}, int{GGML_SORT_ORDER_DESC});
     EXPECT_EQ(int{alloy::host::rope_normal}, GGML_ROPE_TYPE_NORMAL);
     EXPECT_EQ(int{alloy::host::rope_neox}, GGML_ROPE_TYPE_NEOX);
     EXPECT_EQ(int{type_f32}, int{GGML_TYPE_F32});

@@ -168,6 +168,40 @@ TEST_F(Plan, MulOverAShiftedPieceOfTheSourceIsAMiss) {
     EXPECT_EQ(steps(), "|rms_norm_mul");
 }
 
+TEST_F(Plan, TheDrawIsOneWalk) {
+    tensor *shares = floats("shares", {40, 1}), *u = floats("u", {1});
+    for (int i = 0; i < 40; i++) static_cast<float *>(shares->data)[i] = 0.025f;
+    tensor * cumsum = g.node(op::cumsum, "cumsum", {40, 1}, {shares});
+    tensor * sub = g.node(op::sub, "sub", {40, 1}, {cumsum, u});
+    tensor * mask = g.node(op::unary, "mask", {40, 1}, {sub});
+    mask->op_params[0] = host::unary_step;
+    tensor * sum = g.node(op::sum, "sum", {1}, {mask});
+    const host::graph & graph = g.graph(0);
+    const graph::plan p = graph::make_plan(graph);
+    EXPECT_EQ(steps(), "|CUMSUM + SUB + UNARY + SUM");
+    ASSERT_EQ(p.steps.size(), 1u);
+    for (const auto & [uniform, above] : {std::pair<float, float>{0.56f, 18}, {0.0f, 40}, {0.99f, 1}, {1.5f, 0}, {0.41f, 24}}) {
+        *static_cast<float *>(u->data) = uniform;
+        p.steps[0].run(p.steps[0].arguments, 0, 1);
+        EXPECT_EQ(above, *static_cast<float *>(sum->data)) << uniform;
+    }
+}
+
+TEST_F(Plan, ADrawWithReadersIsWritten) {
+    for (const bool output : {false, true}) {
+        g = {};
+        tensor *p = floats("p", {40, 1}), *u = floats("u", {1});
+        tensor * cumsum = g.node(op::cumsum, "cumsum", {40, 1}, {p});
+        tensor * sub = g.node(op::sub, "sub", {40, 1}, {cumsum, u});
+        tensor * mask = g.node(op::unary, "mask", {40, 1}, {sub});
+        mask->op_params[0] = host::unary_step;
+        g.node(op::sum, "sum", {1}, {mask});
+        if (output) mask->flags |= host::flag_output;
+        else g.node(op::sum, "other_reader", {1}, {cumsum});
+        EXPECT_EQ(steps(), output ? "|CUMSUM|SUB|UNARY|SUM" : "|CUMSUM|SUB|UNARY|SUM SUM");
+    }
+}
+
 TEST_F(Plan, ResidualAndNormShareAStep) {
     tensor *x = floats("x", {k, tokens}), *y = floats("y", {k, tokens}), *w = floats("w", {k});
     tensor * sum = g.node(op::add, "sum", {k, tokens}, {x, y});

@@ -11,7 +11,7 @@ import sys
 SOURCE = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else ".")
 MACHINES = {"x86-64": "__x86_64__", "ARM64": "__aarch64__"}
 NAMES = {"rowwise": "rowwise_f32_{0}_{1}", "quantize": "quantize_{0}_f32_{1}", "matmul": "matmul_f32_{0}_{1}", "attention": "attention_{0}_{1}",
-         "codec": "encode_{0}_{1}"}
+         "codec": "encode_{0}_{1}", "select": "select_f32_{0}_{1}"}
 
 
 def rows(inc: pathlib.Path, macro: str) -> list[list[str]]:

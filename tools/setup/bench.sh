@@ -8,6 +8,7 @@ cmake --preset "$preset" -DALLOY_HOST_BIN="$host" -DALLOY_HOST_SOURCE="$(echo "$
 cmake --build "build/$preset" -j "$(nproc)" >&2
 export ALLOY_HOST_BIN=$host
 for family in rowwise quantize; do "build/$preset/bin/bench_$family"; done
+"build/$preset/bin/bench_sampling"
 for model in "$(tools/setup/models.py smollm2)" "$(tools/setup/models.py gemma3)"; do
     python3 tools/bench/ratio.py --host "$host" --plugin "$PWD/build/$preset/bin/libggml-alloy.so" --env GGML_ALLOY_KERNELS=off "$model"
     python3 tools/bench/ratio.py --host "$host" --plugin "$PWD/build/$preset/bin/libggml-alloy.so" "$model"
