@@ -8,10 +8,11 @@ namespace alloy::tool {
 enum exit_code : int {
     exit_good = 0,
     exit_bad = 1,         // doctor: the plugin would not be used; status: no such process
-    exit_usage = 2,       // wrong command line
+    exit_usage = 2,       // wrong command line; bench, quality: nothing was measured for want of a host, model or disk
     exit_no_plugin = 125, // run: libggml-alloy.so is missing
     exit_not_executable = 126,
     exit_not_found = 127,
+    exit_interrupted = 130, // bench, quality: by ^C; what was finished is reported
 };
 
 struct doctor_options {
@@ -40,5 +41,15 @@ struct knobs_options {
     bool markdown = false;
 };
 int knobs(const knobs_options & options);
+
+struct bench_options {
+    std::string model, host, plugin;
+    std::string fa;                     // -fa of the side with the plugin; empty: the host's default
+    std::vector<std::string> arguments; // for llama-bench
+    int rounds = 5, warmup = 1;
+    bool json = false, csv = false;
+    std::string html, save, from; // files
+};
+int bench(const bench_options & options);
 
 } // namespace alloy::tool
