@@ -20,7 +20,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 0
 th, td { text-align: left; padding: 0.25em 0.9em 0.25em 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
 th { color: var(--soft); font-weight: 600; }
 .notes { border-left: 4px solid var(--c2); padding-left: 1em; } .soft { color: var(--soft); }
-.charts { display: flex; flex-wrap: wrap; gap: 1em; }
+.charts { display: flex; flex-wrap: wrap; gap: 1em; align-items: flex-start; }
 svg { max-width: 100%; height: auto; } svg text { fill: var(--ink); font: 12px system-ui, sans-serif; } svg .title { font-weight: 600; font-size: 13px; }
 svg .axis { stroke: var(--rule); } svg .mark { stroke: var(--soft); stroke-dasharray: 4 3; } svg .soft { fill: var(--soft); }
 svg .line { fill: none; stroke-width: 2; } svg .dot { opacity: 0.45; } svg .whisker { stroke: var(--ink); stroke-width: 1.5; }
@@ -186,7 +186,9 @@ std::string line_chart(const std::string & title, const std::string & x_name, co
 std::string bar_chart(const std::string & title, const std::string & x_name, const std::vector<chart_bar> & bars, double mark) {
     constexpr double left = 190, width = 290, top = 34, row = 24;
     double most = std::isfinite(mark) ? mark : 0;
-    for (const chart_bar & bar : bars) most = std::max({most, bar.value, std::isfinite(bar.range.high) ? bar.range.high : 0});
+    for (const chart_bar & bar : bars) most = std::max(most, bar.value);
+    const double room = 3 * most; // a wild range is cut off instead of flattening every bar
+    for (const chart_bar & bar : bars) most = std::max(most, std::isfinite(bar.range.high) ? std::min(bar.range.high, room) : 0);
     if (most <= 0) return {};
     const double step = step_to(most, 5);
     const scale x{0, step * std::ceil(most / step * 0.9999), left, left + width};
@@ -207,7 +209,7 @@ std::string bar_chart(const std::string & title, const std::string & x_name, con
         svg += text_at(left - 8, middle + 4, bar.name, "end");
         svg += fmt::format("<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.1f}\" height=\"{:.1f}\" class=\"bar f{}\" data-series=\"{}\" data-value=\"{}\"><title>{}</title></rect>\n",
                            left, y + 3, std::max(0.0, x(bar.value) - left), row - 10, i % num_colours, escape(bar.name), bar.value, escape(told));
-        if (has_range) svg += line_from(x(bar.range.low), middle, x(bar.range.high), middle, "whisker");
+        if (has_range) svg += line_from(x(std::min(bar.range.low, x.to)), middle, x(std::min(bar.range.high, x.to)), middle, "whisker");
     }
     if (std::isfinite(mark)) svg += line_from(x(mark), top - 6, x(mark), bottom, "mark");
     return svg + text_at(left + width / 2, bottom + 34, x_name, "middle", "soft") + "</svg>\n";
