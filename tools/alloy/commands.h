@@ -52,4 +52,17 @@ struct bench_options {
 };
 int bench(const bench_options & options);
 
+struct quality_options {
+    std::string model, text, host, plugin;
+    std::vector<std::string> presets = {"exact", "compact"}; // values of GGML_ALLOY_KV, or "stock-TYPE"
+    int context = 2048, chunks = 4, ubatch = 512;
+    std::vector<int> lengths = {1024, 4096}; // of the documents of the probes, tokens
+    int documents = 3;                       // of each length
+    bool without_probes = false;
+    std::string state; // folder for what is kept until all is done; empty: in the user's cache
+    bool keep = false, json = false, csv = false;
+    std::string html, save, from; // files
+};
+int quality(const quality_options & options);
+
 } // namespace alloy::tool

@@ -26,6 +26,8 @@ constexpr const char * examples = R"(Examples:
   alloy run --print llama-cli -h        show the command and the environment, start nothing
   alloy bench -m model.gguf -p 512 -n 64 -d 0,4096 --html report.html
                                         stock against alloy with your llama-bench, on your machine
+  alloy quality -m model.gguf -f text.txt --preset compact --html quality.html
+                                        what a mode changes in what the model says
   alloy status --watch 1                what the plugin does in each running process
 
 Exit codes:
@@ -37,6 +39,7 @@ constexpr const char * run_codes =
 constexpr const char * status_codes = "  status   0; 1 when --pid names a process that does not use the plugin\n";
 constexpr const char * bench_codes =
     "  bench    2 nothing was measured (no llama-bench, model or disk), 1 a side failed or the plugin did not run, 130 stopped by ^C\n";
+constexpr const char * quality_codes = "  quality  as bench; 1 also when a mode does not keep its gates\n";
 constexpr const char * all_codes = "  all      2 wrong command line\n";
 
 struct command_line {
@@ -45,6 +48,7 @@ struct command_line {
     status_options for_status;
     knobs_options for_knobs;
     bench_options for_bench;
+    quality_options for_quality;
 };
 
 // Words before PROGRAM are ours, all others are the program's, whatever they look like.
@@ -103,6 +107,32 @@ void describe_bench(CLI::App & bench, bench_options & options) {
     bench.add_option("--from", options.from, "Measure nothing, show a saved report again")->type_name("FILE");
 }
 
+void describe_quality(CLI::App & quality, quality_options & options) {
+    quality.add_option("-m,--model", options.model, "The model")->type_name("FILE");
+    quality.add_option("-f,--file", options.text, "Prose, two contexts long at least")->type_name("FILE");
+    quality.add_option("--host", options.host, "Where llama-perplexity and llama-server are; without it, PATH")->type_name("DIR");
+    quality.add_option("--plugin", options.plugin, "Another libggml-alloy.so")->type_name("FILE");
+    quality.add_option("--preset", options.presets, "A value of GGML_ALLOY_KV, or stock-TYPE for stock with such a cache; may be repeated")
+        ->allow_extra_args(false)
+        ->capture_default_str();
+    quality.add_option("--context", options.context, "Tokens of a chunk; the second half is scored")->check(CLI::Range(64, 1048576))->capture_default_str();
+    quality.add_option("--chunks", options.chunks)->check(CLI::Range(1, 1000000))->capture_default_str();
+    quality.add_option("--ubatch", options.ubatch, "Tokens of a step")->check(CLI::Range(1, 65536))->capture_default_str();
+    quality.add_option("--length", options.lengths, "Tokens of the documents in which things are to be found; may be repeated")
+        ->allow_extra_args(false)
+        ->check(CLI::Range(768, 1048576))
+        ->capture_default_str();
+    quality.add_option("--documents", options.documents, "Of each length")->check(CLI::Range(1, 1000))->capture_default_str();
+    quality.add_flag("--no-probes", options.without_probes, "Distributions only, no questions to llama-server");
+    quality.add_option("--state", options.state, "Where finished steps and stock's logits are kept until the end")->type_name("DIR");
+    quality.add_flag("--keep", options.keep, "Do not remove them at the end");
+    quality.add_flag("--json", options.json, "The report on stdout");
+    quality.add_flag("--csv", options.csv, "The distributions' figures on stdout");
+    quality.add_option("--html", options.html, "Also a page with charts")->type_name("FILE");
+    quality.add_option("--save", options.save, "Also the report as --json writes it")->type_name("FILE");
+    quality.add_option("--from", options.from, "Measure nothing, show a saved report again")->type_name("FILE");
+}
+
 void describe(CLI::App & app, command_line & line) {
     app.set_version_flag("--version", "alloy " ALLOY_VERSION);
     app.require_subcommand(1);
@@ -131,15 +161,19 @@ void describe(CLI::App & app, command_line & line) {
     CLI::App * bench = app.add_subcommand("bench", "Stock against alloy: alloy bench -m MODEL [OPTIONS] [LLAMA-BENCH ARGUMENTS, like -p 512 -n 64 -d 0,4096]");
     describe_bench(*bench, line.for_bench);
 
+    CLI::App * quality = app.add_subcommand("quality", "What a mode changes in what a model says: alloy quality -m MODEL -f TEXT");
+    describe_quality(*quality, line.for_quality);
+
     CLI::App * help = app.add_subcommand("help", "This text, or that of one command");
-    help->add_option("COMMAND", "doctor, run, bench, status or knobs");
+    help->add_option("COMMAND", "doctor, run, bench, quality, status or knobs");
 
     const std::string codes = "Exit codes:\n";
     doctor->footer(codes + doctor_codes + all_codes);
     run->footer(codes + run_codes + all_codes);
     bench->footer(codes + bench_codes + all_codes);
+    quality->footer(codes + bench_codes + quality_codes + all_codes);
     status->footer(codes + status_codes + all_codes);
-    app.footer(std::string(examples) + doctor_codes + run_codes + bench_codes + status_codes + all_codes);
+    app.footer(std::string(examples) + doctor_codes + run_codes + bench_codes + quality_codes + status_codes + all_codes);
 }
 
 // `alloy help run` is `alloy run --help`.
@@ -174,6 +208,7 @@ int start(int argc, char ** argv) {
     if (app.got_subcommand("status")) return status(line.for_status);
     if (app.got_subcommand("knobs")) return knobs(line.for_knobs);
     if (app.got_subcommand("bench")) return bench(line.for_bench);
+    if (app.got_subcommand("quality")) return quality(line.for_quality);
     if (line.for_run.command.empty()) {
         fmt::print(stderr, "alloy run: no program, expected alloy run [--] PROGRAM [ARGS..]\n");
         return exit_usage;

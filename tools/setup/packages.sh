@@ -4,7 +4,7 @@ source "$(dirname "$0")/cache.sh"
 
 packages=(cmake ninja-build g++ clang lld python3 python3-pip python3-venv git make binutils
           libgtest-dev googletest libbenchmark-dev libcli11-dev nlohmann-json3-dev libfmt-dev
-          libcpp-httplib-dev libncurses-dev chromium)
+          libncurses-dev chromium)
 [ "${1:-}" = cross ] && packages+=(g++-aarch64-linux-gnu qemu-user)
 
 missing=()
