@@ -68,6 +68,7 @@ bool read_gguf_info(const std::string & path, gguf_info & info, std::string & co
         uint64_t number = 0;
         if (!in.take_text(key) || !in.take_value(in.take<uint32_t>(), number)) return false;
         if (key == "tokenizer.ggml.tokens") info.vocabulary = number;
+        if (key == "general.file_type") info.file_type = number;
         if (ends_with(key, ".context_length")) info.trained_context = number;
     }
     if (!in.file) return false;

@@ -155,6 +155,9 @@ void prepare(quality_run & run) {
         if (!path.empty() && !can_write(path, complaint)) throw refused{complaint};
     }
     run.report["notes"] = json::array();
+    if (model.is_quantised())
+        run.report["notes"].push_back("the weights are quantised: whatever changes a sum's order re-rolls the rounding of 8-bit activations, in stock's own "
+                                      "kernels too, and shows here; the gates are meant for weights in f32 or f16");
     std::erase_if(o.lengths, [&](int length) {
         const bool is_long = model.trained_context > 0 && static_cast<uint64_t>(length) > model.trained_context;
         if (is_long) run.report["notes"].push_back(fmt::format("no probe of {} tokens: the model was trained for {}", length, model.trained_context));
