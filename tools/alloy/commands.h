@@ -37,6 +37,17 @@ struct status_options {
 };
 int status(const status_options & options);
 
+struct metrics_options {
+    int port = 0; // 0: the system chooses
+};
+int metrics(const metrics_options & options); // until ^C
+
+struct top_options {
+    double interval = 1; // seconds
+    bool once = false;
+};
+int top(const top_options & options); // until q or ^C
+
 struct knobs_options {
     bool markdown = false;
 };

@@ -29,6 +29,8 @@ constexpr const char * examples = R"(Examples:
   alloy quality -m model.gguf -f text.txt --preset compact --html quality.html
                                         what a mode changes in what the model says
   alloy status --watch 1                what the plugin does in each running process
+  alloy top                             the same, live
+  alloy metrics --port 9191             the same for Prometheus, on 127.0.0.1 only
 
 Exit codes:
 )";
@@ -47,6 +49,8 @@ struct command_line {
     run_options for_run;
     status_options for_status;
     knobs_options for_knobs;
+    metrics_options for_metrics;
+    top_options for_top;
     bench_options for_bench;
     quality_options for_quality;
 };
@@ -158,6 +162,15 @@ void describe(CLI::App & app, command_line & line) {
     CLI::App * knobs = app.add_subcommand("knobs", "The environment variables of the plugin and their values now");
     knobs->add_flag("--markdown", line.for_knobs.markdown, "The page docs/knobs.md");
 
+    CLI::App * metrics = app.add_subcommand("metrics", "The counters of all running processes as Prometheus text, on 127.0.0.1 only");
+    metrics->add_option("--port", line.for_metrics.port, "0: any that is free; the address is told on stderr")->check(CLI::Range(0, 65535))->required()->type_name("N");
+
+#ifdef ALLOY_HAS_TOP
+    CLI::App * top = app.add_subcommand("top", "What the plugin does in each running process, live; q quits");
+    top->add_option("--interval", line.for_top.interval, "Seconds between two looks")->check(CLI::Range(0.05, 3600.0))->capture_default_str();
+    top->add_flag("--once", line.for_top.once, "One look, without taking the terminal");
+#endif
+
     CLI::App * bench = app.add_subcommand("bench", "Stock against alloy: alloy bench -m MODEL [OPTIONS] [LLAMA-BENCH ARGUMENTS, like -p 512 -n 64 -d 0,4096]");
     describe_bench(*bench, line.for_bench);
 
@@ -165,7 +178,7 @@ void describe(CLI::App & app, command_line & line) {
     describe_quality(*quality, line.for_quality);
 
     CLI::App * help = app.add_subcommand("help", "This text, or that of one command");
-    help->add_option("COMMAND", "doctor, run, bench, quality, status or knobs");
+    help->add_option("COMMAND", "doctor, run, bench, quality, status, top, metrics or knobs");
 
     const std::string codes = "Exit codes:\n";
     doctor->footer(codes + doctor_codes + all_codes);
@@ -208,6 +221,10 @@ int start(int argc, char ** argv) {
     if (app.got_subcommand("status")) return status(line.for_status);
     if (app.got_subcommand("knobs")) return knobs(line.for_knobs);
     if (app.got_subcommand("bench")) return bench(line.for_bench);
+    if (app.got_subcommand("metrics")) return metrics(line.for_metrics);
+#ifdef ALLOY_HAS_TOP
+    if (app.got_subcommand("top")) return top(line.for_top);
+#endif
     if (app.got_subcommand("quality")) return quality(line.for_quality);
     if (line.for_run.command.empty()) {
         fmt::print(stderr, "alloy run: no program, expected alloy run [--] PROGRAM [ARGS..]\n");
