@@ -23,6 +23,7 @@ bench:
 docs: all
 	$(BUILD)/bin/alloy knobs --markdown > docs/knobs.md
 	python3 tools/docs/kernels.py > docs/kernels.md
+	python3 tools/docs/reports.py
 
 $(BUILD)/build.ninja: CMakeLists.txt CMakePresets.json
 	tools/setup/packages.sh
