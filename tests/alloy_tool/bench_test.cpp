@@ -36,12 +36,16 @@ protected:
     void SetUp() override {
         fs::create_directory(state);
         fs::create_directory(scratch);
-        set = {{"TMPDIR", scratch}, {"FAKE_BENCH_STATE", state},
+        set = {{"TMPDIR", scratch},
+               {"FAKE_BENCH_STATE", state},
                // the first of each is the warm-up
-               {"FAKE_BENCH_STOCK_ON", "999 100 104 96"}, {"FAKE_BENCH_STOCK_OFF", "999 80 81 82"}, {"FAKE_BENCH_ALLOY", "1 200 260 192"}};
+               {"FAKE_BENCH_STOCK_ON", "999 100 104 96"},
+               {"FAKE_BENCH_STOCK_OFF", "999 80 81 82"},
+               {"FAKE_BENCH_ALLOY", "1 200 260 192"}};
     }
     std::vector<std::string> words(std::vector<std::string> more) const {
-        std::vector<std::string> all = {"bench", "-m", model, "--host", fake_host("bench"), "--plugin", fake_plugin(), "--rounds", rounds};
+        std::vector<std::string> all = {"bench",    "-m",          model,      "--host", fake_host("bench"),
+                                        "--plugin", fake_plugin(), "--rounds", rounds};
         all.insert(all.end(), more.begin(), more.end());
         return all;
     }
@@ -95,7 +99,8 @@ TEST_F(bench, a_crash_keeps_finished_rounds) {
     set["FAKE_BENCH_FAIL"] = "ALLOY 2";
     finished result = run({"--json"});
     EXPECT_EQ(result.code, 1);
-    EXPECT_TRUE(has(result.err, "alloy: llama-bench ended with signal 11 (Segmentation fault): something went wrong\n")) << result.err;
+    EXPECT_TRUE(has(result.err, "alloy: llama-bench ended with signal 11 (Segmentation fault): something went wrong\n"))
+        << result.err;
     const json report = json::parse(result.out);
     EXPECT_EQ(report["rounds"], 1);
     EXPECT_EQ(report["complete"], false);
@@ -151,7 +156,8 @@ TEST_F(bench, an_interrupt_keeps_finished_rounds) {
         std::vector<char *> arguments;
         for (std::string & word : all) arguments.push_back(word.data());
         arguments.push_back(nullptr);
-        if (freopen("/dev/null", "w", stdout) != nullptr && freopen("/dev/null", "w", stderr) != nullptr) execv(arguments[0], arguments.data());
+        if (freopen("/dev/null", "w", stdout) != nullptr && freopen("/dev/null", "w", stderr) != nullptr)
+            execv(arguments[0], arguments.data());
         _exit(98);
     }
     const auto alloy_starts = [&] { return contents(state / "ALLOY").size(); };

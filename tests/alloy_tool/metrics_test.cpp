@@ -52,7 +52,8 @@ struct sample {
 
 // Every line must follow the format, and every sample its family's HELP and TYPE, all samples of a family in one piece.
 std::map<std::string, std::vector<sample>> parsed(const std::string & text) {
-    static const std::regex head(R"(# (HELP|TYPE) ([a-zA-Z_:][a-zA-Z0-9_:]*) (.+))"), line(R"(([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? ([0-9.e+-]+))"),
+    static const std::regex head(R"(# (HELP|TYPE) ([a-zA-Z_:][a-zA-Z0-9_:]*) (.+))"),
+        line(R"(([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? ([0-9.e+-]+))"),
         label(R"re(([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"(,|$))re");
     std::map<std::string, std::vector<sample>> families;
     std::set<std::string> helped, typed;
@@ -75,7 +76,9 @@ std::map<std::string, std::vector<sample>> parsed(const std::string & text) {
         EXPECT_TRUE(helped.count(current) && typed.count(current)) << one;
         sample found{{}, std::stod(match[3])};
         std::string rest = match[2];
-        for (std::smatch part; !rest.empty() && std::regex_search(rest, part, label, std::regex_constants::match_continuous); rest = part.suffix()) found.labels[part[1]] = part[2];
+        for (std::smatch part; !rest.empty() && std::regex_search(rest, part, label, std::regex_constants::match_continuous);
+             rest = part.suffix())
+            found.labels[part[1]] = part[2];
         EXPECT_EQ(rest, "") << one;
         families[current].push_back(found);
     }
@@ -107,7 +110,8 @@ struct running_metrics {
         const fs::path folder = runtime.path / ("ggml-alloy-" + std::to_string(getuid()));
         fs::create_directory(folder);
         const tool::counter_file file = file_of(getpid(), "llama-server");
-        std::ofstream(folder / (std::to_string(getpid()) + ".counters"), std::ios::binary).write(reinterpret_cast<const char *>(file.block.get()), sizeof(counter_block));
+        std::ofstream(folder / (std::to_string(getpid()) + ".counters"), std::ios::binary)
+            .write(reinterpret_cast<const char *>(file.block.get()), sizeof(counter_block));
         const std::string err = runtime.path / "err";
         process = fork();
         if (process == 0) {
@@ -120,7 +124,8 @@ struct running_metrics {
             std::ifstream told(err);
             std::string line;
             std::getline(told, line);
-            if (const size_t at = line.find("127.0.0.1:"); at != std::string::npos && !told.eof()) port = std::atoi(line.c_str() + at + 10);
+            if (const size_t at = line.find("127.0.0.1:"); at != std::string::npos && !told.eof())
+                port = std::atoi(line.c_str() + at + 10);
         }
     }
     int end(int signal) {
@@ -148,7 +153,8 @@ TEST(metrics, are_served_on_loopback_only) {
     char own[16];
     std::snprintf(own, sizeof(own), ":%04X", server.port);
     for (std::string line; std::getline(sockets, line);) {
-        const bool listens = line.find(" 0A ") != std::string::npos, is_ours = line.find(std::string(own) + " 00000000:0000") != std::string::npos;
+        const bool listens = line.find(" 0A ") != std::string::npos,
+                   is_ours = line.find(std::string(own) + " 00000000:0000") != std::string::npos;
         if (listens && is_ours) EXPECT_NE(line.find("0100007F"), std::string::npos) << line;
     }
     const finished second = run_alloy({"metrics", "--port", std::to_string(server.port)});
@@ -159,7 +165,8 @@ TEST(metrics, are_served_on_loopback_only) {
 
 TEST(metrics, bad_requests_do_not_stop_it) {
     running_metrics server;
-    for (const std::string & request : {std::string("nonsense\r\n\r\n"), std::string(40000, 'x'), std::string("GET \r\n\r\n"), std::string()}) {
+    for (const std::string & request :
+         {std::string("nonsense\r\n\r\n"), std::string(40000, 'x'), std::string("GET \r\n\r\n"), std::string()}) {
         const int s = socket(AF_INET, SOCK_STREAM, 0);
         sockaddr_in address{};
         address.sin_family = AF_INET;
@@ -177,7 +184,9 @@ TEST(top, once_and_without_a_terminal) {
     running_metrics counters; // for its folder
     const finished once = run_alloy({"top", "--once"}, {{"XDG_RUNTIME_DIR", counters.runtime.path}});
     EXPECT_EQ(once.code, 0);
-    EXPECT_TRUE(has(once.out, "llama-server (" + std::to_string(getpid()) + ")") && has(once.out, "live 5.0 of 0.0") && has(once.out, "MUL_MAT 40")) << once.out;
+    EXPECT_TRUE(has(once.out, "llama-server (" + std::to_string(getpid()) + ")") && has(once.out, "live 5.0 of 0.0") &&
+                has(once.out, "MUL_MAT 40"))
+        << once.out;
     const finished live = run_alloy({"top"});
     EXPECT_EQ(live.code, 2);
     EXPECT_TRUE(has(live.err, "no terminal")) << live.err;

@@ -25,7 +25,8 @@ std::string gguf(int vocabulary) {
     std::string file = "GGUF" + bytes<uint32_t>(3) + bytes<uint64_t>(0) + bytes<uint64_t>(4);
     file += text("general.name") + bytes<uint32_t>(8) + text("fake");
     file += text("fake.context_length") + bytes<uint32_t>(4) + bytes<uint32_t>(2048);
-    file += text("tokenizer.ggml.scores") + bytes<uint32_t>(9) + bytes<uint32_t>(6) + bytes<uint64_t>(2) + bytes(1.0f) + bytes(2.0f);
+    file +=
+        text("tokenizer.ggml.scores") + bytes<uint32_t>(9) + bytes<uint32_t>(6) + bytes<uint64_t>(2) + bytes(1.0f) + bytes(2.0f);
     file += text("tokenizer.ggml.tokens") + bytes<uint32_t>(9) + bytes<uint32_t>(8) + bytes<uint64_t>(vocabulary);
     for (int i = 0; i < vocabulary; i++) file += text(std::to_string(i));
     return file;
@@ -46,7 +47,8 @@ protected:
     environment set = {{"FAKE_PPL_LOG", log}, {"FAKE_PPL_KLD", "0.0004"}};
 
     std::vector<std::string> words(std::vector<std::string> more) const {
-        std::vector<std::string> all = {"quality", "-m", model, "-f", prose, "--host", fake_host("bench"), "--plugin", fake_plugin(), "--state", state, "--no-probes"};
+        std::vector<std::string> all = {"quality",          "-m",       model,         "-f",      prose, "--host",
+                                        fake_host("bench"), "--plugin", fake_plugin(), "--state", state, "--no-probes"};
         all.insert(all.end(), more.begin(), more.end());
         return all;
     }
@@ -139,7 +141,9 @@ TEST_F(quality, wrong_use_is_one_line_and_leaves_nothing) {
     // More logits than any disk holds; the text is a hole that takes no room.
     const std::string huge = folder.write("huge", "a");
     fs::resize_file(huge, 1ULL << 40);
-    complains({"-m", model, "-f", huge, "--host", host, "--plugin", fake_plugin(), "--no-probes", "--chunks", "1000000", "--context", "1048576"}, "for stock's logits");
+    complains({"-m", model, "-f", huge, "--host", host, "--plugin", fake_plugin(), "--no-probes", "--chunks", "1000000",
+               "--context", "1048576"},
+              "for stock's logits");
 }
 
 TEST(gguf, cut_short_anywhere_is_no_crash) {

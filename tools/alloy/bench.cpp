@@ -40,14 +40,18 @@ struct measured_row {
 };
 
 bool has_word(const texts & words, const texts & names) {
-    return std::any_of(words.begin(), words.end(), [&](const std::string & w) { return std::find(names.begin(), names.end(), w) != names.end(); });
+    return std::any_of(words.begin(), words.end(),
+                       [&](const std::string & w) { return std::find(names.begin(), names.end(), w) != names.end(); });
 }
 
 // What we say to llama-bench ourselves; its own words follow.
 void check_arguments(const bench_options & options) {
-    if (has_word(options.arguments, {"-o", "--output"})) throw refused{"-o: alloy bench reads llama-bench's output itself, expected --json, --csv or --html"};
-    if (!options.model.empty() && has_word(options.arguments, {"-hf", "-hfr", "--hf-repo"})) throw refused{"got both -m and -hf, expected one model"};
-    if (options.model.empty() && !has_word(options.arguments, {"-hf", "-hfr", "--hf-repo"})) throw refused{"no model, expected -m FILE (or -hf REPO)"};
+    if (has_word(options.arguments, {"-o", "--output"}))
+        throw refused{"-o: alloy bench reads llama-bench's output itself, expected --json, --csv or --html"};
+    if (!options.model.empty() && has_word(options.arguments, {"-hf", "-hfr", "--hf-repo"}))
+        throw refused{"got both -m and -hf, expected one model"};
+    if (options.model.empty() && !has_word(options.arguments, {"-hf", "-hfr", "--hf-repo"}))
+        throw refused{"no model, expected -m FILE (or -hf REPO)"};
     std::string complaint;
     if (!options.model.empty() && !is_model_file(options.model, complaint)) throw refused{"-m: " + complaint};
     for (const std::string & path : {options.html, options.save}) {
@@ -69,7 +73,8 @@ json host_json(const json & row, const finished_child & alloy) {
     for (const char * name : {"build_number", "build_commit"}) {
         if (row.contains(name)) host[name] = row[name];
     }
-    if (alloy.counters) host["ggml"] = std::string(alloy.counters->host, strnlen(alloy.counters->host, sizeof(alloy.counters->host)));
+    if (alloy.counters)
+        host["ggml"] = std::string(alloy.counters->host, strnlen(alloy.counters->host, sizeof(alloy.counters->host)));
     return host;
 }
 
@@ -98,7 +103,8 @@ std::vector<measured_row> measure(bench_run & run, const side & as, finished_chi
             complaint = why;
     });
     if (child.stopped) return {};
-    if (!child.is_good()) throw refused{fmt::format("{}: llama-bench ended with {}: {}", as.name, child.ending(), child.last_words()), exit_bad};
+    if (!child.is_good())
+        throw refused{fmt::format("{}: llama-bench ended with {}: {}", as.name, child.ending(), child.last_words()), exit_bad};
     if (complaint.empty() && rows.empty()) complaint = "llama-bench printed no results";
     if (!complaint.empty()) throw refused{fmt::format("{}: {}", as.name, complaint), exit_bad};
     return rows;
@@ -111,8 +117,11 @@ void require_sides_apart(const side & as, const finished_child & child) {
         throw refused{fmt::format("{}: the plugin ran here too, nothing to compare", as.name), exit_bad};
     if (is_stock) return;
     if (!child.counters)
-        throw refused{"alloy: the plugin was not loaded (it published no counters), so nothing is reported; `alloy doctor` says why", exit_bad};
-    if (!has_run(*child.counters)) throw refused{"alloy: the plugin was loaded but computed nothing, so nothing is reported; see `alloy doctor`", exit_bad};
+        throw refused{
+            "alloy: the plugin was not loaded (it published no counters), so nothing is reported; `alloy doctor` says why",
+            exit_bad};
+    if (!has_run(*child.counters))
+        throw refused{"alloy: the plugin was loaded but computed nothing, so nothing is reported; see `alloy doctor`", exit_bad};
 }
 
 using round_rows = std::vector<std::vector<measured_row>>; // by side
@@ -121,7 +130,8 @@ bench_test & test_of(bench_report & report, const bench_row & row, size_t num_si
     for (bench_test & test : report.tests) {
         if (test.name == row.test) return test;
     }
-    return report.tests.emplace_back(bench_test{row.test, row.n_prompt, row.n_gen, row.n_depth, std::vector<bench_samples>(num_sides)});
+    return report.tests.emplace_back(
+        bench_test{row.test, row.n_prompt, row.n_gen, row.n_depth, std::vector<bench_samples>(num_sides)});
 }
 
 void add_round(bench_report & report, round_rows & round) {
@@ -141,7 +151,9 @@ void add_round(bench_report & report, round_rows & round) {
     report.rounds++;
     // A test that one side did not run cannot be compared.
     const auto cut = std::remove_if(report.tests.begin(), report.tests.end(), [&](const bench_test & t) {
-        return std::any_of(t.sides.begin(), t.sides.end(), [&](const bench_samples & s) { return s.tokens_per_second.size() != static_cast<size_t>(report.rounds); });
+        return std::any_of(t.sides.begin(), t.sides.end(), [&](const bench_samples & s) {
+            return s.tokens_per_second.size() != static_cast<size_t>(report.rounds);
+        });
     });
     if (cut != report.tests.end()) {
         const std::string name = cut->name;
@@ -153,8 +165,11 @@ void add_round(bench_report & report, round_rows & round) {
 void note_host(bench_run & run, const json & row, const finished_child & child) {
     run.report.counters = counters_json(*child.counters);
     run.report.head["host"] = host_json(row, child);
-    run.report.head["model"] = {{"file", stem(row.value("model_filename", run.options.model))}, {"type", row.value("model_type", "")},
-                                {"size", row.value("model_size", 0ULL)}, {"parameters", row.value("model_n_params", 0ULL)}, {"threads", row.value("n_threads", 0)}};
+    run.report.head["model"] = {{"file", stem(row.value("model_filename", run.options.model))},
+                                {"type", row.value("model_type", "")},
+                                {"size", row.value("model_size", 0ULL)},
+                                {"parameters", row.value("model_n_params", 0ULL)},
+                                {"threads", row.value("n_threads", 0)}};
 }
 
 // A way of stock that cannot run at all (-fa off with a quantised cache of values) is left out of the comparison.
@@ -165,7 +180,8 @@ void leave_out(bench_run & run, size_t which, const std::string & why) {
 }
 
 size_t stock_ways(const bench_run & run) {
-    return static_cast<size_t>(std::count_if(run.sides.begin(), run.sides.end(), [](const side & s) { return s.plugin.empty() && !s.name.empty(); }));
+    return static_cast<size_t>(
+        std::count_if(run.sides.begin(), run.sides.end(), [](const side & s) { return s.plugin.empty() && !s.name.empty(); }));
 }
 
 // The order turns with each round: none always runs in another's wake. Returns false at ^C.
@@ -175,7 +191,8 @@ bool run_round(bench_run & run, int number, round_rows & round) {
         const size_t which = (i + static_cast<size_t>(number)) % run.sides.size();
         const side & as = run.sides[which];
         run.told.start(fmt::format("round {}/{}{}, {}", number + 1, run.options.warmup + run.options.rounds,
-                                   number < run.options.warmup ? " (warm-up)" : "", as.name), as.name);
+                                   number < run.options.warmup ? " (warm-up)" : "", as.name),
+                       as.name);
         finished_child child;
         try {
             round[which] = measure(run, as, child);
@@ -257,8 +274,13 @@ int bench_or_refuse(const bench_options & options) {
     if (has_word(options.arguments, {"-dev", "--device"})) device_flags.clear();
     keep_interrupts();
     bench_run run{options, program, sides_of(options, plugin, device_flags), {}, progress("alloy bench")};
-    run.report.head = {{"date", now_utc()}, {"version", ALLOY_VERSION}, {"plugin", plugin_version(plugin)}, {"arguments", options.arguments},
-                       {"settings", settings_json({})}, {"warmup", options.warmup}, {"machine", machine_json()}};
+    run.report.head = {{"date", now_utc()},
+                       {"version", ALLOY_VERSION},
+                       {"plugin", plugin_version(plugin)},
+                       {"arguments", options.arguments},
+                       {"settings", settings_json({})},
+                       {"warmup", options.warmup},
+                       {"machine", machine_json()}};
     if (!options.fa.empty()) run.report.head["alloy_fa"] = options.fa;
     const int code = measure_rounds(run);
     tell(options, run.report);

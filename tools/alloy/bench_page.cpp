@@ -20,7 +20,8 @@ std::vector<std::pair<std::string, tests>> by_depth(const bench_report & report)
     std::vector<std::pair<std::string, tests>> groups;
     for (const bench_test & test : report.tests) {
         std::string name = test.name;
-        if (const std::string depth = fmt::format(" @ d{}", test.n_depth); name.find(depth) != std::string::npos) name.erase(name.find(depth), depth.size());
+        if (const std::string depth = fmt::format(" @ d{}", test.n_depth); name.find(depth) != std::string::npos)
+            name.erase(name.find(depth), depth.size());
         const auto known = std::find_if(groups.begin(), groups.end(), [&](const auto & g) { return g.first == name; });
         if (known == groups.end())
             groups.push_back({name, {&test}});
@@ -41,7 +42,8 @@ std::vector<double> memories(const bench_samples & s) {
     return seen;
 }
 
-std::string chart_of(const bench_report & report, const std::string & title, const char * unit, const tests & group, pick values) {
+std::string chart_of(const bench_report & report, const std::string & title, const char * unit, const tests & group,
+                     pick values) {
     if (group.size() == 1) { // nothing to draw a line through
         std::vector<chart_bar> bars;
         for (size_t side = 0; side < report.sides.size(); side++) {
@@ -83,7 +85,8 @@ std::string results(const bench_report & report) {
         const interval & i = c.ratio_interval;
         rows.push_back({test.name, fmt::format("{:.2f} ± {:.0f} %", c.stock_median, 100 * c.stock_spread), report.sides[c.stock],
                         fmt::format("{:.2f} ± {:.0f} %", c.alloy_median, 100 * c.alloy_spread), fmt::format("{:.3f}", c.ratio),
-                        std::isfinite(i.low) ? fmt::format("{:.3f} .. {:.3f}", i.low, i.high) : "-", c.verdict(), mib_text(c.stock_memory), mib_text(c.alloy_memory)});
+                        std::isfinite(i.low) ? fmt::format("{:.3f} .. {:.3f}", i.low, i.high) : "-", c.verdict(),
+                        mib_text(c.stock_memory), mib_text(c.alloy_memory)});
     }
     return html_table({"test", "stock t/s", "which", "alloy t/s", "ratio", "95 %", "", "stock MiB", "alloy MiB"}, rows);
 }
@@ -93,8 +96,10 @@ std::string raw_samples(const bench_report & report) {
     for (const bench_test & test : report.tests) {
         for (size_t side = 0; side < report.sides.size(); side++) {
             std::string speed, memory;
-            for (const double value : test.sides[side].tokens_per_second) speed += fmt::format("{}{:.2f}", speed.empty() ? "" : ", ", value);
-            for (const double value : test.sides[side].memory) memory += fmt::format("{}{}", memory.empty() ? "" : ", ", value > 0 ? mib_text(value) : "?");
+            for (const double value : test.sides[side].tokens_per_second)
+                speed += fmt::format("{}{:.2f}", speed.empty() ? "" : ", ", value);
+            for (const double value : test.sides[side].memory)
+                memory += fmt::format("{}{}", memory.empty() ? "" : ", ", value > 0 ? mib_text(value) : "?");
             rows.push_back({test.name, report.sides[side], speed, memory});
         }
     }
@@ -104,14 +109,18 @@ std::string raw_samples(const bench_report & report) {
 } // namespace
 
 std::string to_page(const bench_report & report) {
-    std::string body = fmt::format("<p class=\"soft\">{} rounds of one binary, stock and with the plugin in turn. ± is half the distance between the quartiles; the interval is a "
-                                   "bootstrap of the median of the rounds' ratios. Memory is the peak that no file backs (RssAnon).</p>\n", report.rounds);
+    std::string body =
+        fmt::format("<p class=\"soft\">{} rounds of one binary, stock and with the plugin in turn. ± is half the distance "
+                    "between the quartiles; the interval is a "
+                    "bootstrap of the median of the rounds' ratios. Memory is the peak that no file backs (RssAnon).</p>\n",
+                    report.rounds);
     body += notes_list(report.notes) + results(report) + "<div class=\"charts\">\n" + ratios_chart(report);
     for (const auto & [name, group] : by_depth(report)) body += chart_of(report, name, "tokens/s", group, speeds);
     for (const auto & [name, group] : by_depth(report)) body += chart_of(report, name + ": peak memory", "MiB", group, memories);
     body += "</div>\n<h2>Where</h2>\n" + facts_table(report.head);
     body += "<details open><summary>Raw samples</summary>\n" + raw_samples(report) + "</details>\n";
-    body += "<details><summary>The plugin's counters in the last process</summary>\n" + facts_table(report.counters) + "</details>\n";
+    body +=
+        "<details><summary>The plugin's counters in the last process</summary>\n" + facts_table(report.counters) + "</details>\n";
     const std::string model = report.head.contains("model") ? report.head["model"].value("file", "") : "";
     return whole_page("alloy bench: " + model, body);
 }

@@ -37,7 +37,9 @@ json comparison_json(const bench_report & report, const bench_comparison & c) {
 
 std::string mib(double bytes) { return std::isfinite(bytes) ? fmt::format("{:.0f}", bytes / 1048576) : "?"; }
 
-std::string interval_text(const interval & i) { return std::isfinite(i.low) ? fmt::format("{:.2f} .. {:.2f}", i.low, i.high) : "-"; }
+std::string interval_text(const interval & i) {
+    return std::isfinite(i.low) ? fmt::format("{:.2f} .. {:.2f}", i.low, i.high) : "-";
+}
 
 std::string as_line(const json & value) { return value.is_string() ? value.get<std::string>() : value.dump(); }
 
@@ -69,7 +71,8 @@ bench_comparison compare(const bench_test & test) {
     c.alloy_median = median(speed(alloy));
     c.alloy_spread = spread(speed(alloy));
     std::vector<double> ratios; // of one round: a drift of the machine is in both
-    for (size_t i = 0; i < std::min(speed(alloy).size(), speed(c.stock).size()); i++) ratios.push_back(speed(alloy)[i] / speed(c.stock)[i]);
+    for (size_t i = 0; i < std::min(speed(alloy).size(), speed(c.stock).size()); i++)
+        ratios.push_back(speed(alloy)[i] / speed(c.stock)[i]);
     c.ratio = median(ratios);
     c.ratio_interval = interval_of_median(ratios);
     c.stock_memory = memory_median(test.sides[c.stock]);
@@ -108,8 +111,8 @@ bool from_json(const json & saved, bench_report & report, std::string & complain
         }
         report = {};
         for (const auto & [name, value] : saved.items()) {
-            if (name != "report" && name != "format" && name != "tests" && name != "sides" && name != "rounds" && name != "complete" &&
-                name != "notes" && name != "counters")
+            if (name != "report" && name != "format" && name != "tests" && name != "sides" && name != "rounds" &&
+                name != "complete" && name != "notes" && name != "counters")
                 report.head[name] = value;
         }
         report.rounds = saved.at("rounds");
@@ -121,7 +124,8 @@ bool from_json(const json & saved, bench_report & report, std::string & complain
             bench_test one{test.at("name"), test.at("n_prompt"), test.at("n_gen"), test.at("n_depth"), {}};
             for (const std::string & side : report.sides) {
                 const json & samples = test.at("samples").at(side);
-                one.sides.push_back({samples.at("tokens_per_second").get<std::vector<double>>(), samples.at("memory").get<std::vector<double>>()});
+                one.sides.push_back({samples.at("tokens_per_second").get<std::vector<double>>(),
+                                     samples.at("memory").get<std::vector<double>>()});
             }
             report.tests.push_back(std::move(one));
         }
@@ -154,14 +158,17 @@ std::string to_table(const bench_report & report) {
         for (const auto & [name, value] : report.head["settings"].items()) text += fmt::format(" {}={}", name, as_line(value));
         text += "\n";
     }
-    text += fmt::format("{} rounds, medians; +-: half the distance of the quartiles; []: 95 % interval of the ratio; MiB: peak anonymous memory\n\n",
+    text += fmt::format("{} rounds, medians; +-: half the distance of the quartiles; []: 95 % interval of the ratio; MiB: peak "
+                        "anonymous memory\n\n",
                         report.rounds);
-    text += fmt::format("{:<{}}  {:>18}  {:>18}  {:>6}  {:<16} {:<19} {:>15}\n", "test", width, "stock t/s", "alloy t/s", "ratio", "[95 %]", "", "MiB stock alloy");
+    text += fmt::format("{:<{}}  {:>18}  {:>18}  {:>6}  {:<16} {:<19} {:>15}\n", "test", width, "stock t/s", "alloy t/s", "ratio",
+                        "[95 %]", "", "MiB stock alloy");
     for (const bench_test & test : report.tests) {
         const bench_comparison c = compare(test);
-        text += fmt::format("{:<{}}  {:>9.2f} +- {:>3.0f} %  {:>9.2f} +- {:>3.0f} %  {:>6.2f}  {:<16} {:<19} {:>9} {:>5}  {}\n", test.name, width, c.stock_median,
-                            100 * c.stock_spread, c.alloy_median, 100 * c.alloy_spread, c.ratio, interval_text(c.ratio_interval), c.verdict(),
-                            mib(c.stock_memory), mib(c.alloy_memory), report.sides[c.stock]);
+        text += fmt::format("{:<{}}  {:>9.2f} +- {:>3.0f} %  {:>9.2f} +- {:>3.0f} %  {:>6.2f}  {:<16} {:<19} {:>9} {:>5}  {}\n",
+                            test.name, width, c.stock_median, 100 * c.stock_spread, c.alloy_median, 100 * c.alloy_spread, c.ratio,
+                            interval_text(c.ratio_interval), c.verdict(), mib(c.stock_memory), mib(c.alloy_memory),
+                            report.sides[c.stock]);
     }
     for (const std::string & note : report.notes) text += "note: " + note + "\n";
     return text;

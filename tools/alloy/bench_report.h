@@ -25,15 +25,15 @@ struct bench_report {
     std::vector<std::string> sides; // stock's ways, then "alloy"
     std::vector<bench_test> tests;
     nlohmann::ordered_json counters = nlohmann::ordered_json::object(); // of the last alloy process
-    std::vector<std::string> notes; // what the reader must know: ended early, a side left out
-    int rounds = 0;                 // finished
+    std::vector<std::string> notes;                                     // what the reader must know: ended early, a side left out
+    int rounds = 0;                                                     // finished
     bool is_complete = true;
 };
 
 struct bench_comparison {
-    size_t stock = 0;  // the side that counts: of stock's ways the one with the larger median
+    size_t stock = 0; // the side that counts: of stock's ways the one with the larger median
     double stock_median = 0, stock_spread = 0, alloy_median = 0, alloy_spread = 0;
-    double ratio = 0;  // median of the rounds' ratios
+    double ratio = 0; // median of the rounds' ratios
     interval ratio_interval;
     double stock_memory = 0, alloy_memory = 0; // medians, bytes; NaN: not seen
 

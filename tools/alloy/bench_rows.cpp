@@ -10,8 +10,9 @@ namespace {
 using json = nlohmann::ordered_json;
 
 // Results, and what the two sides differ in by intent.
-constexpr const char * no_settings[] = {"avg_ns",  "stddev_ns", "avg_ts",     "stddev_ts", "samples_ns", "samples_ts",  "test_time",  "backends",
-                                        "devices", "gpu_info",  "flash_attn", "n_prompt",  "n_gen",      "n_depth",     "model_size", "model_n_params"};
+constexpr const char * no_settings[] = {"avg_ns",    "stddev_ns", "avg_ts",     "stddev_ts",     "samples_ns", "samples_ts",
+                                        "test_time", "backends",  "devices",    "gpu_info",      "flash_attn", "n_prompt",
+                                        "n_gen",     "n_depth",   "model_size", "model_n_params"};
 
 json settings_of(const json & row) {
     json settings = row;
@@ -41,7 +42,8 @@ bool parse_bench_row(const std::string & line, bench_row & row, std::string & co
     }
     row.n_prompt = found["n_prompt"];
     row.n_gen = found["n_gen"];
-    row.n_depth = found.contains("n_depth") && found["n_depth"].is_number() ? found["n_depth"].get<int>() : 0; // hosts before 2025 have none
+    row.n_depth = found.contains("n_depth") && found["n_depth"].is_number() ? found["n_depth"].get<int>()
+                                                                            : 0; // hosts before 2025 have none
     row.tokens_per_second = found["avg_ts"];
     if (!(row.tokens_per_second > 0)) {
         complaint = fmt::format("llama-bench printed {} t/s", row.tokens_per_second);
@@ -57,9 +59,10 @@ bool parse_bench_row(const std::string & line, bench_row & row, std::string & co
 void tell_apart(std::vector<bench_row> & rows) {
     for (bench_row & row : rows) {
         for (const auto & [name, value] : row.settings.items()) {
-            const bool differs = std::any_of(rows.begin(), rows.end(), [&, &name = name, &value = value](const bench_row & other) {
-                return !other.settings.contains(name) || other.settings[name] != value;
-            });
+            const bool differs =
+                std::any_of(rows.begin(), rows.end(), [&, &name = name, &value = value](const bench_row & other) {
+                    return !other.settings.contains(name) || other.settings[name] != value;
+                });
             if (differs) row.test += fmt::format(" {}={}", name, value.is_string() ? value.get<std::string>() : value.dump());
         }
     }

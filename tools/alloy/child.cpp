@@ -101,7 +101,8 @@ int open_counters(const std::string & runtime, int process) {
 
 std::unique_ptr<counter_block> read_counters(int file) {
     auto block = std::make_unique<counter_block>();
-    if (file < 0 || pread(file, static_cast<void *>(block.get()), sizeof(counter_block), 0) != sizeof(counter_block)) return nullptr;
+    if (file < 0 || pread(file, static_cast<void *>(block.get()), sizeof(counter_block), 0) != sizeof(counter_block))
+        return nullptr;
     if (std::memcmp(block->magic, "alloyctr", 8) != 0 || block->version != counter_version) return nullptr;
     return block;
 }

@@ -19,30 +19,31 @@ struct scratch_folder {
     scratch_folder & operator=(const scratch_folder &) = delete;
 };
 
-// One of the two things compared. Variables that steer the plugin are the caller's on the side with the plugin, and gone on the other.
+// One of the two things compared. Variables that steer the plugin are the caller's on the side with the plugin, and gone on the
+// other.
 struct side {
-    std::string name;                // "alloy", "stock -fa on", "compact"
-    std::string plugin;              // empty: stock
-    std::vector<std::string> flags;  // behind the program's other arguments
+    std::string name;               // "alloy", "stock -fa on", "compact"
+    std::string plugin;             // empty: stock
+    std::vector<std::string> flags; // behind the program's other arguments
     std::vector<std::pair<std::string, std::string>> variables;
 };
 
 struct finished_child {
     std::string out, err;
-    int code = -1;      // exit code; -1 when ended by a signal
+    int code = -1; // exit code; -1 when ended by a signal
     int signal = 0;
     bool stopped = false; // by us, because of ^C
     double seconds = 0;
-    uint64_t peak = 0;  // largest anonymous memory seen, bytes
+    uint64_t peak = 0;                       // largest anonymous memory seen, bytes
     std::unique_ptr<counter_block> counters; // as the plugin left them; null: none was published
 
     bool is_good() const { return code == 0 && !stopped; }
-    std::string ending() const; // "exit code 1", "signal 11 (Segmentation fault)"
+    std::string ending() const;     // "exit code 1", "signal 11 (Segmentation fault)"
     std::string last_words() const; // the last line of stderr that says something
 };
 
-// `line`: each whole line of stdout as it comes, with the largest anonymous memory since the line before, in bytes. Samples taken right
-// after a line are left out where others exist: what belongs to the line before may not be given back yet.
+// `line`: each whole line of stdout as it comes, with the largest anonymous memory since the line before, in bytes. Samples taken
+// right after a line are left out where others exist: what belongs to the line before may not be given back yet.
 using line_watcher = std::function<void(const std::string & line, uint64_t peak)>;
 finished_child run_child(const std::vector<std::string> & command, const side & as, const line_watcher & line = {});
 
@@ -57,6 +58,7 @@ public:
     int process() const { return process_; }
     std::unique_ptr<counter_block> counters(); // now; null: none is published
     std::string log() const;
+
 private:
     scratch_folder runtime_;
     int process_ = -1;

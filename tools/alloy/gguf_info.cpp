@@ -7,7 +7,22 @@
 namespace alloy::tool {
 namespace {
 
-enum value_type : uint32_t { uint8, int8, uint16, int16, uint32, int32, float32, boolean, text, array, uint64, int64, float64, num_types };
+enum value_type : uint32_t {
+    uint8,
+    int8,
+    uint16,
+    int16,
+    uint32,
+    int32,
+    float32,
+    boolean,
+    text,
+    array,
+    uint64,
+    int64,
+    float64,
+    num_types
+};
 constexpr uint64_t bytes_of[num_types] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8}; // text, array: by their own length
 
 struct reader {
@@ -60,7 +75,7 @@ bool read_gguf_info(const std::string & path, gguf_info & info, std::string & co
     complaint = path + ": the header is cut short or of an unknown kind";
     if (!in.file) return false;
     in.size = static_cast<uint64_t>(in.file.tellg());
-    in.file.seekg(8); // magic, version
+    in.file.seekg(8);    // magic, version
     in.take<uint64_t>(); // tensors
     const auto pairs = in.take<uint64_t>();
     for (uint64_t i = 0; i < pairs; i++) {

@@ -77,11 +77,14 @@ std::string without_chunks(const std::string & body) {
 }
 
 std::string lower(std::string text) {
-    std::transform(text.begin(), text.end(), text.begin(), [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c; });
+    std::transform(text.begin(), text.end(), text.begin(),
+                   [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c; });
     return text;
 }
 
-const char * meaning(int status) { return status == 200 ? "OK" : status == 404 ? "Not Found" : status == 405 ? "Method Not Allowed" : "Bad Request"; }
+const char * meaning(int status) {
+    return status == 200 ? "OK" : status == 404 ? "Not Found" : status == 405 ? "Method Not Allowed" : "Bad Request";
+}
 
 void serve_one(int file, const std::function<http_answer(const std::string &)> & answer) {
     constexpr int patience_ms = 2000;
@@ -92,10 +95,13 @@ void serve_one(int file, const std::function<http_answer(const std::string &)> &
     http_answer reply{400, "expected GET\n"};
     if (space != std::string::npos && end != std::string::npos && end < request.find('\r')) {
         const std::string path = request.substr(space + 1, end - space - 1);
-        reply = request.compare(0, space, "GET") == 0 ? answer(path.substr(0, path.find('?'))) : http_answer{405, "expected GET\n"};
+        reply =
+            request.compare(0, space, "GET") == 0 ? answer(path.substr(0, path.find('?'))) : http_answer{405, "expected GET\n"};
     }
-    send_all(file, fmt::format("HTTP/1.1 {} {}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", reply.status,
-                               meaning(reply.status), reply.body.size()) + reply.body);
+    send_all(file, fmt::format("HTTP/1.1 {} {}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\nContent-Length: "
+                               "{}\r\nConnection: close\r\n\r\n",
+                               reply.status, meaning(reply.status), reply.body.size()) +
+                       reply.body);
 }
 
 } // namespace
@@ -105,7 +111,8 @@ http_answer ask_loopback(int port, const std::string & path, const std::string &
     const sockaddr_in address = loopback_address(port);
     if (s.file < 0 || connect(s.file, reinterpret_cast<const sockaddr *>(&address), sizeof(address)) != 0) return {};
     const std::string head = body.empty() ? fmt::format("GET {} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n", path)
-                                          : fmt::format("POST {} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+                                          : fmt::format("POST {} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: "
+                                                        "close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
                                                         path, body.size());
     if (!send_all(s.file, head + body)) return {};
     std::string text;
@@ -123,12 +130,14 @@ int free_loopback_port() {
     return bind(s.file, reinterpret_cast<const sockaddr *>(&address), sizeof(address)) == 0 ? port_of(s.file) : 0;
 }
 
-bool serve_loopback(int port, const std::function<http_answer(const std::string &)> & answer, const std::function<void(int)> & ready, std::string & complaint) {
+bool serve_loopback(int port, const std::function<http_answer(const std::string &)> & answer,
+                    const std::function<void(int)> & ready, std::string & complaint) {
     const socket_file listener{socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)};
     const int yes = 1;
     setsockopt(listener.file, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
     const sockaddr_in address = loopback_address(port);
-    if (bind(listener.file, reinterpret_cast<const sockaddr *>(&address), sizeof(address)) != 0 || listen(listener.file, 8) != 0) {
+    if (bind(listener.file, reinterpret_cast<const sockaddr *>(&address), sizeof(address)) != 0 ||
+        listen(listener.file, 8) != 0) {
         complaint = fmt::format("port {} of 127.0.0.1: {}", port, std::strerror(errno));
         return false;
     }

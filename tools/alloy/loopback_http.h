@@ -1,5 +1,6 @@
-// The little HTTP that is needed on 127.0.0.1: questions to a llama-server of our own, and one page of text for a metrics collector. (Debian's
-// cpp-httplib is a shared library that brings OpenSSL and Brotli along; `alloy` is to need nothing that the plugin does not need.)
+// The little HTTP that is needed on 127.0.0.1: questions to a llama-server of our own, and one page of text for a metrics
+// collector. (Debian's cpp-httplib is a shared library that brings OpenSSL and Brotli along; `alloy` is to need nothing that the
+// plugin does not need.)
 #pragma once
 #include <functional>
 #include <string>
@@ -16,9 +17,9 @@ http_answer ask_loopback(int port, const std::string & path, const std::string &
 
 int free_loopback_port();
 
-// Answers GET until ^C, one connection after another, on 127.0.0.1 only. `answer` gets the path. Returns false and one line when the port
-// cannot be had. `ready` is called once, with the port (which is chosen by the system for 0).
-bool serve_loopback(int port, const std::function<http_answer(const std::string & path)> & answer, const std::function<void(int port)> & ready,
-                    std::string & complaint);
+// Answers GET until ^C, one connection after another, on 127.0.0.1 only. `answer` gets the path. Returns false and one line when
+// the port cannot be had. `ready` is called once, with the port (which is chosen by the system for 0).
+bool serve_loopback(int port, const std::function<http_answer(const std::string & path)> & answer,
+                    const std::function<void(int port)> & ready, std::string & complaint);
 
 } // namespace alloy::tool

@@ -39,8 +39,8 @@ constexpr const char * doctor_codes =
 constexpr const char * run_codes =
     "  run      that of the program; 125 libggml-alloy.so is missing, 126 the program is not executable, 127 it is not found\n";
 constexpr const char * status_codes = "  status   0; 1 when --pid names a process that does not use the plugin\n";
-constexpr const char * bench_codes =
-    "  bench    2 nothing was measured (no llama-bench, model or disk), 1 a side failed or the plugin did not run, 130 stopped by ^C\n";
+constexpr const char * bench_codes = "  bench    2 nothing was measured (no llama-bench, model or disk), 1 a side failed or the "
+                                     "plugin did not run, 130 stopped by ^C\n";
 constexpr const char * quality_codes = "  quality  as bench; 1 also when a mode does not keep its gates\n";
 constexpr const char * all_codes = "  all      2 wrong command line\n";
 
@@ -73,7 +73,8 @@ std::vector<std::string> take_program(int argc, char ** argv, int & own) {
 
 // Words of `alloy bench` that are not ours are llama-bench's, wherever they stand.
 void take_bench_words(std::vector<std::string> & words, bench_options & options) {
-    constexpr const char * with_value[] = {"-m", "--model", "--host", "--plugin", "--rounds", "--warmup", "--html", "--save", "--from"};
+    constexpr const char * with_value[] = {"-m",       "--model", "--host", "--plugin", "--rounds",
+                                           "--warmup", "--html",  "--save", "--from"};
     constexpr const char * alone[] = {"--json", "--csv", "-h", "--help"};
     std::vector<std::string> own = {words[0]};
     const auto is_one_of = [](const auto & list, const std::string & word) {
@@ -103,7 +104,9 @@ void describe_bench(CLI::App & bench, bench_options & options) {
     bench.add_option("--rounds", options.rounds, "Rounds that count; each runs stock with -fa on, with -fa off, and alloy")
         ->check(CLI::Range(1, 1000))
         ->capture_default_str();
-    bench.add_option("--warmup", options.warmup, "Rounds before them that do not count")->check(CLI::Range(0, 100))->capture_default_str();
+    bench.add_option("--warmup", options.warmup, "Rounds before them that do not count")
+        ->check(CLI::Range(0, 100))
+        ->capture_default_str();
     bench.add_flag("--json", options.json, "The report on stdout, with raw samples");
     bench.add_flag("--csv", options.csv, "The raw samples on stdout");
     bench.add_option("--html", options.html, "Also a page with charts")->type_name("FILE");
@@ -116,10 +119,14 @@ void describe_quality(CLI::App & quality, quality_options & options) {
     quality.add_option("-f,--file", options.text, "Prose, two contexts long at least")->type_name("FILE");
     quality.add_option("--host", options.host, "Where llama-perplexity and llama-server are; without it, PATH")->type_name("DIR");
     quality.add_option("--plugin", options.plugin, "Another libggml-alloy.so")->type_name("FILE");
-    quality.add_option("--preset", options.presets, "A value of GGML_ALLOY_KV, or stock-TYPE for stock with such a cache; may be repeated")
+    quality
+        .add_option("--preset", options.presets,
+                    "A value of GGML_ALLOY_KV, or stock-TYPE for stock with such a cache; may be repeated")
         ->allow_extra_args(false)
         ->capture_default_str();
-    quality.add_option("--context", options.context, "Tokens of a chunk; the second half is scored")->check(CLI::Range(64, 1048576))->capture_default_str();
+    quality.add_option("--context", options.context, "Tokens of a chunk; the second half is scored")
+        ->check(CLI::Range(64, 1048576))
+        ->capture_default_str();
     quality.add_option("--chunks", options.chunks)->check(CLI::Range(1, 1000000))->capture_default_str();
     quality.add_option("--ubatch", options.ubatch, "Tokens of a step")->check(CLI::Range(1, 65536))->capture_default_str();
     quality.add_option("--length", options.lengths, "Tokens of the documents in which things are to be found; may be repeated")
@@ -128,7 +135,8 @@ void describe_quality(CLI::App & quality, quality_options & options) {
         ->capture_default_str();
     quality.add_option("--documents", options.documents, "Of each length")->check(CLI::Range(1, 1000))->capture_default_str();
     quality.add_flag("--no-probes", options.without_probes, "Distributions only, no questions to llama-server");
-    quality.add_option("--state", options.state, "Where finished steps and stock's logits are kept until the end")->type_name("DIR");
+    quality.add_option("--state", options.state, "Where finished steps and stock's logits are kept until the end")
+        ->type_name("DIR");
     quality.add_flag("--keep", options.keep, "Do not remove them at the end");
     quality.add_flag("--json", options.json, "The report on stdout");
     quality.add_flag("--csv", options.csv, "The distributions' figures on stdout");
@@ -162,19 +170,27 @@ void describe(CLI::App & app, command_line & line) {
     CLI::App * knobs = app.add_subcommand("knobs", "The environment variables of the plugin and their values now");
     knobs->add_flag("--markdown", line.for_knobs.markdown, "The page docs/knobs.md");
 
-    CLI::App * metrics = app.add_subcommand("metrics", "The counters of all running processes as Prometheus text, on 127.0.0.1 only");
-    metrics->add_option("--port", line.for_metrics.port, "0: any that is free; the address is told on stderr")->check(CLI::Range(0, 65535))->required()->type_name("N");
+    CLI::App * metrics =
+        app.add_subcommand("metrics", "The counters of all running processes as Prometheus text, on 127.0.0.1 only");
+    metrics->add_option("--port", line.for_metrics.port, "0: any that is free; the address is told on stderr")
+        ->check(CLI::Range(0, 65535))
+        ->required()
+        ->type_name("N");
 
 #ifdef ALLOY_HAS_TOP
     CLI::App * top = app.add_subcommand("top", "What the plugin does in each running process, live; q quits");
-    top->add_option("--interval", line.for_top.interval, "Seconds between two looks")->check(CLI::Range(0.05, 3600.0))->capture_default_str();
+    top->add_option("--interval", line.for_top.interval, "Seconds between two looks")
+        ->check(CLI::Range(0.05, 3600.0))
+        ->capture_default_str();
     top->add_flag("--once", line.for_top.once, "One look, without taking the terminal");
 #endif
 
-    CLI::App * bench = app.add_subcommand("bench", "Stock against alloy: alloy bench -m MODEL [OPTIONS] [LLAMA-BENCH ARGUMENTS, like -p 512 -n 64 -d 0,4096]");
+    CLI::App * bench = app.add_subcommand(
+        "bench", "Stock against alloy: alloy bench -m MODEL [OPTIONS] [LLAMA-BENCH ARGUMENTS, like -p 512 -n 64 -d 0,4096]");
     describe_bench(*bench, line.for_bench);
 
-    CLI::App * quality = app.add_subcommand("quality", "What a mode changes in what a model says: alloy quality -m MODEL -f TEXT");
+    CLI::App * quality =
+        app.add_subcommand("quality", "What a mode changes in what a model says: alloy quality -m MODEL -f TEXT");
     describe_quality(*quality, line.for_quality);
 
     CLI::App * help = app.add_subcommand("help", "This text, or that of one command");

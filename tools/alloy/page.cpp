@@ -50,7 +50,8 @@ std::string short_number(double value) {
 }
 
 std::string text_at(double x, double y, const std::string & text, const char * anchor, const char * classes = "") {
-    return fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"{}\" class=\"{}\">{}</text>\n", x, y, anchor, classes, escape(text));
+    return fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"{}\" class=\"{}\">{}</text>\n", x, y, anchor, classes,
+                       escape(text));
 }
 
 std::string line_from(double x1, double y1, double x2, double y2, const char * classes) {
@@ -61,7 +62,9 @@ std::string as_line(const json & value) { return value.is_string() ? value.get<s
 
 struct scale {
     double from = 0, to = 1, first = 0, last = 1; // values, pixels
-    double operator()(double value) const { return to == from ? (first + last) / 2 : first + (value - from) / (to - from) * (last - first); }
+    double operator()(double value) const {
+        return to == from ? (first + last) / 2 : first + (value - from) / (to - from) * (last - first);
+    }
 };
 
 std::string y_axis(const frame & f, const scale & y, double step) {
@@ -73,9 +76,12 @@ std::string y_axis(const frame & f, const scale & y, double step) {
     return svg;
 }
 
-std::string dot(const chart_series & series, const chart_point & point, double x, double y, size_t colour, double radius, const char * classes) {
-    return fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"{}\" class=\"f{} {}\" data-series=\"{}\" data-x=\"{}\" data-value=\"{}\"><title>{} at {}: {}</title></circle>\n",
-                       x, y, radius, colour, classes, escape(series.name), point.x, point.y, escape(series.name), short_number(point.x), short_number(point.y));
+std::string dot(const chart_series & series, const chart_point & point, double x, double y, size_t colour, double radius,
+                const char * classes) {
+    return fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"{}\" class=\"f{} {}\" data-series=\"{}\" data-x=\"{}\" "
+                       "data-value=\"{}\"><title>{} at {}: {}</title></circle>\n",
+                       x, y, radius, colour, classes, escape(series.name), point.x, point.y, escape(series.name),
+                       short_number(point.x), short_number(point.y));
 }
 
 std::string drawn_series(const chart_series & series, const scale & x, const scale & y, size_t colour) {
@@ -106,7 +112,9 @@ std::string escape(const std::string & text) {
 std::string whole_page(const std::string & title, const std::string & body) {
     return fmt::format("<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
                        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-                       "<meta name=\"viewport\" content=\"width=device-width\">\n<title>{0}</title>\n<style>{1}</style>\n</head>\n<body>\n<h1>{0}</h1>\n{2}</body>\n</html>\n",
+                       "<meta name=\"viewport\" "
+                       "content=\"width=device-width\">\n<title>{0}</title>\n<style>{1}</style>\n</head>\n<body>\n<h1>{0}</"
+                       "h1>\n{2}</body>\n</html>\n",
                        escape(title), style, body);
 }
 
@@ -127,7 +135,8 @@ std::string facts_table(const json & facts) {
     for (const auto & [name, value] : facts.items()) {
         std::string text;
         if (value.is_object()) {
-            for (const auto & [part, of_part] : value.items()) text += fmt::format("{}{}: {}", text.empty() ? "" : " · ", part, as_line(of_part));
+            for (const auto & [part, of_part] : value.items())
+                text += fmt::format("{}{}: {}", text.empty() ? "" : " · ", part, as_line(of_part));
         } else if (value.is_array()) {
             for (const json & word : value) text += (text.empty() ? "" : " ") + as_line(word);
         } else {
@@ -145,7 +154,8 @@ std::string notes_list(const std::vector<std::string> & notes) {
     return html + "</ul>\n";
 }
 
-std::string line_chart(const std::string & title, const std::string & x_name, const std::string & y_name, const std::vector<chart_series> & series) {
+std::string line_chart(const std::string & title, const std::string & x_name, const std::string & y_name,
+                       const std::vector<chart_series> & series) {
     const frame f;
     double most = 0;
     std::vector<double> places;
@@ -164,7 +174,8 @@ std::string line_chart(const std::string & title, const std::string & x_name, co
     const scale y{0, step * std::ceil(most / step * 0.9999), f.top + f.height, f.top};
     const scale x{places.front(), places.back(), f.left + 18, f.left + f.width - 18};
     const double legend = f.top + f.height + 56, bottom = legend + 18 * static_cast<double>(series.size());
-    std::string svg = fmt::format("<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 500 {0:.0f}\" width=\"500\" height=\"{0:.0f}\" role=\"img\" aria-label=\"{1}\">\n",
+    std::string svg = fmt::format("<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 500 {0:.0f}\" width=\"500\" "
+                                  "height=\"{0:.0f}\" role=\"img\" aria-label=\"{1}\">\n",
                                   bottom, escape(title));
     svg += text_at(f.left, 16, title + ", " + y_name, "start", "title") + y_axis(f, y, step);
     double last = -1e9;
@@ -177,7 +188,8 @@ std::string line_chart(const std::string & title, const std::string & x_name, co
     for (size_t i = 0; i < series.size(); i++) {
         svg += drawn_series(series[i], x, y, i % num_colours);
         const double at = legend + 18 * static_cast<double>(i);
-        svg += fmt::format("<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"12\" height=\"12\" class=\"f{}\"/>\n", f.left, at - 10, i % num_colours);
+        svg += fmt::format("<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"12\" height=\"12\" class=\"f{}\"/>\n", f.left, at - 10,
+                           i % num_colours);
         svg += text_at(f.left + 18, at, series[i].name, "start");
     }
     return svg + "</svg>\n";
@@ -193,7 +205,8 @@ std::string bar_chart(const std::string & title, const std::string & x_name, con
     const double step = step_to(most, 5);
     const scale x{0, step * std::ceil(most / step * 0.9999), left, left + width};
     const double bottom = top + row * static_cast<double>(bars.size());
-    std::string svg = fmt::format("<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 500 {0:.0f}\" width=\"500\" height=\"{0:.0f}\" role=\"img\" aria-label=\"{1}\">\n",
+    std::string svg = fmt::format("<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 500 {0:.0f}\" width=\"500\" "
+                                  "height=\"{0:.0f}\" role=\"img\" aria-label=\"{1}\">\n",
                                   bottom + 44, escape(title));
     svg += text_at(8, 16, title, "start", "title");
     for (double value = 0; value <= x.to * 1.0001; value += step) {
@@ -204,12 +217,16 @@ std::string bar_chart(const std::string & title, const std::string & x_name, con
         const chart_bar & bar = bars[i];
         const double y = top + row * static_cast<double>(i), middle = y + row / 2 - 2;
         const bool has_range = std::isfinite(bar.range.low) && std::isfinite(bar.range.high);
-        const std::string told = fmt::format("{}: {}{}", bar.name, short_number(bar.value),
-                                             has_range ? fmt::format(" [{} .. {}]", short_number(bar.range.low), short_number(bar.range.high)) : "");
+        const std::string told =
+            fmt::format("{}: {}{}", bar.name, short_number(bar.value),
+                        has_range ? fmt::format(" [{} .. {}]", short_number(bar.range.low), short_number(bar.range.high)) : "");
         svg += text_at(left - 8, middle + 4, bar.name, "end");
-        svg += fmt::format("<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.1f}\" height=\"{:.1f}\" class=\"bar f{}\" data-series=\"{}\" data-value=\"{}\"><title>{}</title></rect>\n",
-                           left, y + 3, std::max(0.0, x(bar.value) - left), row - 10, i % num_colours, escape(bar.name), bar.value, escape(told));
-        if (has_range) svg += line_from(x(std::min(bar.range.low, x.to)), middle, x(std::min(bar.range.high, x.to)), middle, "whisker");
+        svg += fmt::format("<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.1f}\" height=\"{:.1f}\" class=\"bar f{}\" "
+                           "data-series=\"{}\" data-value=\"{}\"><title>{}</title></rect>\n",
+                           left, y + 3, std::max(0.0, x(bar.value) - left), row - 10, i % num_colours, escape(bar.name),
+                           bar.value, escape(told));
+        if (has_range)
+            svg += line_from(x(std::min(bar.range.low, x.to)), middle, x(std::min(bar.range.high, x.to)), middle, "whisker");
     }
     if (std::isfinite(mark)) svg += line_from(x(mark), top - 6, x(mark), bottom, "mark");
     return svg + text_at(left + width / 2, bottom + 34, x_name, "middle", "soft") + "</svg>\n";

@@ -11,8 +11,9 @@ namespace alloy::tool {
 
 std::string escape(const std::string & text); // for HTML text and attributes
 std::string whole_page(const std::string & title, const std::string & body);
-std::string html_table(const std::vector<std::string> & head, const std::vector<std::vector<std::string>> & rows); // cells are plain text
-std::string facts_table(const nlohmann::ordered_json & facts); // name, value; objects one level deep
+std::string html_table(const std::vector<std::string> & head,
+                       const std::vector<std::vector<std::string>> & rows); // cells are plain text
+std::string facts_table(const nlohmann::ordered_json & facts);              // name, value; objects one level deep
 std::string notes_list(const std::vector<std::string> & notes);
 
 // Every mark carries its data (data-series, data-x, data-value) and tells them when pointed at. Vertical axes begin at 0.
@@ -24,7 +25,8 @@ struct chart_series {
     std::vector<chart_point> line;    // joined
     std::vector<chart_point> samples; // dots
 };
-std::string line_chart(const std::string & title, const std::string & x_name, const std::string & y_name, const std::vector<chart_series> & series);
+std::string line_chart(const std::string & title, const std::string & x_name, const std::string & y_name,
+                       const std::vector<chart_series> & series);
 
 struct chart_bar {
     std::string name;

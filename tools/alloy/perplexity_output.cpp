@@ -39,8 +39,9 @@ bool parse_divergence(const std::string & text, divergence & found, std::string 
         const char * label;
         measured * into;
     };
-    for (const wanted & w : {wanted{"Mean PPL(Q)  ", &found.ppl}, wanted{"Mean PPL(Q)/PPL(base)", &found.ratio}, wanted{"Mean    KLD", &found.kld},
-                             wanted{"Maximum KLD", &kld_max}, wanted{"99.0%   KLD", &kld_99}, wanted{"Same top p:", &found.same_top}}) {
+    for (const wanted & w :
+         {wanted{"Mean PPL(Q)  ", &found.ppl}, wanted{"Mean PPL(Q)/PPL(base)", &found.ratio}, wanted{"Mean    KLD", &found.kld},
+          wanted{"Maximum KLD", &kld_max}, wanted{"99.0%   KLD", &kld_99}, wanted{"Same top p:", &found.same_top}}) {
         if (find(text, w.label, *w.into)) continue;
         complaint = fmt::format("llama-perplexity told no '{}'", w.label);
         return false;

@@ -13,7 +13,7 @@ struct divergence {
     measured ppl, ratio; // of this run; over the base file's
     measured kld;        // mean
     double kld_99 = 0, kld_max = 0;
-    measured same_top;   // percent
+    measured same_top; // percent
 };
 
 // Returns false and one line that names what is missing.

@@ -43,7 +43,9 @@ fact pass_key(llama_server & server, std::mt19937 & random) {
     const std::string name = names[draw(random, std::size(names))];
     std::string digits;
     for (int i = 0; i < 5; i++) digits += static_cast<char>('0' + draw(random, 10));
-    return {"pass key", server.tokenize(fmt::format("\n\nThe pass key of {0} is {1}. Remember it: the pass key of {0} is {1}.\n\n", name, digits)),
+    return {"pass key",
+            server.tokenize(
+                fmt::format("\n\nThe pass key of {0} is {1}. Remember it: the pass key of {0} is {1}.\n\n", name, digits)),
             server.tokenize(fmt::format("\n\nThe pass key of {} is", name)), server.tokenize(" " + digits)};
 }
 
@@ -82,21 +84,28 @@ json recall(llama_server & server, const token_list & filler, const std::vector<
         size_t told = 0;
         for (const fact & f : facts) told += f.told.size();
         const size_t room = static_cast<size_t>(length - question_room) - told;
-        if (filler.size() < room + 1) throw std::runtime_error(fmt::format("-f: the text has {} tokens, expected more than {} for the probes", filler.size(), room));
+        if (filler.size() < room + 1)
+            throw std::runtime_error(
+                fmt::format("-f: the text has {} tokens, expected more than {} for the probes", filler.size(), room));
         const size_t start = draw(random, filler.size() - room), stretch = (room - exact_tail) / facts_a_document;
         token_list prompt = server.tokenize("", true);
         std::vector<double> depths;
         size_t at = 0;
         for (size_t i = 0; i < facts.size(); i++) {
             const size_t point = i * stretch + draw(random, stretch);
-            append(prompt, {filler.begin() + static_cast<std::ptrdiff_t>(start + at), filler.begin() + static_cast<std::ptrdiff_t>(start + point)});
+            append(prompt, {filler.begin() + static_cast<std::ptrdiff_t>(start + at),
+                            filler.begin() + static_cast<std::ptrdiff_t>(start + point)});
             append(prompt, facts[i].told);
             depths.push_back(static_cast<double>(point) / static_cast<double>(room));
             at = point;
         }
-        append(prompt, {filler.begin() + static_cast<std::ptrdiff_t>(start + at), filler.begin() + static_cast<std::ptrdiff_t>(start + room)});
+        append(prompt, {filler.begin() + static_cast<std::ptrdiff_t>(start + at),
+                        filler.begin() + static_cast<std::ptrdiff_t>(start + room)});
         for (size_t i = 0; i < facts.size(); i++)
-            results.push_back({{"kind", facts[i].kind}, {"length", length}, {"depth", depths[i]}, {"right", answered(server, prompt, facts[i])}});
+            results.push_back({{"kind", facts[i].kind},
+                               {"length", length},
+                               {"depth", depths[i]},
+                               {"right", answered(server, prompt, facts[i])}});
     }
     return results;
 }
@@ -108,7 +117,8 @@ json greedy_texts(llama_server & server, const token_list & filler) {
         token_list tokens = server.tokenize("", true);
         const size_t before = std::min<size_t>(filler_before_prompt, filler.size());
         if (start + before > filler.size()) start = 0;
-        append(tokens, {filler.begin() + static_cast<std::ptrdiff_t>(start), filler.begin() + static_cast<std::ptrdiff_t>(start + before)});
+        append(tokens, {filler.begin() + static_cast<std::ptrdiff_t>(start),
+                        filler.begin() + static_cast<std::ptrdiff_t>(start + before)});
         append(tokens, server.tokenize(std::string("\n\n") + prompt));
         texts.push_back(server.complete(tokens, greedy_tokens));
         start += before;

@@ -1,5 +1,5 @@
-// alloy quality: what the plugin's modes change in what a model says, against stock with an f16 cache. Each step's result is kept in a
-// folder until all is done, so that the same command goes on where it was stopped.
+// alloy quality: what the plugin's modes change in what a model says, against stock with an f16 cache. Each step's result is kept
+// in a folder until all is done, so that the same command goes on where it was stopped.
 #include "child.h"
 #include "commands.h"
 #include "gguf_info.h"
@@ -47,7 +47,8 @@ struct quality_run {
     json report = json::object();
 };
 
-// --- what is kept ---------------------------------------------------------------------------------------------------------------
+// --- what is kept
+// ---------------------------------------------------------------------------------------------------------------
 std::string hash(const std::string & text) { // FNV-1a
     uint64_t value = 1469598103934665603ULL;
     for (const char c : text) value = (value ^ static_cast<unsigned char>(c)) * 1099511628211ULL;
@@ -59,7 +60,8 @@ std::string identity(const std::string & path) {
     struct stat info {};
     std::error_code error;
     stat(path.c_str(), &info);
-    return fmt::format("{} {} {}.{}", fs::absolute(path, error).string(), info.st_size, info.st_mtim.tv_sec, info.st_mtim.tv_nsec);
+    return fmt::format("{} {} {}.{}", fs::absolute(path, error).string(), info.st_size, info.st_mtim.tv_sec,
+                       info.st_mtim.tv_nsec);
 }
 
 std::string default_folder() {
@@ -88,7 +90,8 @@ template <class F> json step(quality_run & run, const std::string & name, const 
     return result;
 }
 
-// --- before anything starts -------------------------------------------------------------------------------------------------------
+// --- before anything starts
+// -------------------------------------------------------------------------------------------------------
 bool is_stock_type(const std::string & preset) { return preset.rfind("stock-", 0) == 0 && preset.size() > 6; }
 
 void check_preset(const std::string & preset) {
@@ -107,7 +110,8 @@ void check_preset(const std::string & preset) {
 uint64_t free_bytes(fs::path folder) {
     std::error_code error;
     folder = fs::absolute(folder, error);
-    while (!fs::exists(folder, error) && folder.has_parent_path() && folder != folder.parent_path()) folder = folder.parent_path();
+    while (!fs::exists(folder, error) && folder.has_parent_path() && folder != folder.parent_path())
+        folder = folder.parent_path();
     struct statvfs info {};
     return statvfs(folder.c_str(), &info) == 0 ? static_cast<uint64_t>(info.f_bavail) * info.f_frsize : 0;
 }
@@ -122,11 +126,15 @@ void announce_disk(const quality_run & run, uint64_t vocabulary, uint64_t text_b
         return;
     }
     // A token is a byte at least, so that a short text bounds the chunks too.
-    const uint64_t context = static_cast<uint64_t>(run.options.context), chunks = std::min(static_cast<uint64_t>(run.options.chunks), text_bytes / context + 1);
+    const uint64_t context = static_cast<uint64_t>(run.options.context),
+                   chunks = std::min(static_cast<uint64_t>(run.options.chunks), text_bytes / context + 1);
     const uint64_t needed = base_file_bytes(vocabulary, context, chunks), there = free_bytes(run.folder);
     if (needed + needed / 50 > there)
-        throw refused{fmt::format("{}: {} free, expected {} for stock's logits; --state DIR, fewer --chunks or a smaller --context", run.folder, gib(there), gib(needed))};
-    fmt::print(stderr, "alloy quality: up to {} of disk for stock's logits in {}, removed at the end ({} free)\n", gib(needed), run.folder, gib(there));
+        throw refused{
+            fmt::format("{}: {} free, expected {} for stock's logits; --state DIR, fewer --chunks or a smaller --context",
+                        run.folder, gib(there), gib(needed))};
+    fmt::print(stderr, "alloy quality: up to {} of disk for stock's logits in {}, removed at the end ({} free)\n", gib(needed),
+               run.folder, gib(there));
 }
 
 std::string whole_file(const std::string & path) {
@@ -144,33 +152,41 @@ void prepare(quality_run & run) {
     if (o.model.empty() || o.text.empty()) throw refused{"expected -m MODEL and -f TEXT"};
     if (!is_model_file(o.model, complaint) || !read_gguf_info(o.model, model, complaint)) throw refused{"-m: " + complaint};
     const uint64_t text_bytes = fs::is_regular_file(o.text, error) ? fs::file_size(o.text, error) : 0;
-    if (std::ifstream file(o.text); !file || !fs::is_regular_file(o.text, error)) throw refused{fmt::format("-f: {}: no such file, or not readable", o.text)};
+    if (std::ifstream file(o.text); !file || !fs::is_regular_file(o.text, error))
+        throw refused{fmt::format("-f: {}: no such file, or not readable", o.text)};
     if (text_bytes < 2 * static_cast<uint64_t>(o.context))
-        throw refused{fmt::format("-f: {}: {} bytes, expected at least two contexts of {} tokens", o.text, text_bytes, o.context)};
+        throw refused{
+            fmt::format("-f: {}: {} bytes, expected at least two contexts of {} tokens", o.text, text_bytes, o.context)};
     for (const std::string & preset : o.presets) check_preset(preset);
     if (!find_host_program(o.host, "llama-perplexity", run.perplexity, run.device_flags, complaint)) throw refused{complaint};
-    if (!o.without_probes && !find_host_program(o.host, "llama-server", run.server, run.device_flags, complaint)) throw refused{complaint + "; --no-probes does without"};
+    if (!o.without_probes && !find_host_program(o.host, "llama-server", run.server, run.device_flags, complaint))
+        throw refused{complaint + "; --no-probes does without"};
     if (!find_plugin(o.plugin, run.plugin, complaint)) throw refused{complaint};
     for (const std::string & path : {o.html, o.save}) {
         if (!path.empty() && !can_write(path, complaint)) throw refused{complaint};
     }
     run.report["notes"] = json::array();
     if (model.is_quantised())
-        run.report["notes"].push_back("the weights are quantised: whatever changes a sum's order re-rolls the rounding of 8-bit activations, in stock's own "
+        run.report["notes"].push_back("the weights are quantised: whatever changes a sum's order re-rolls the rounding of 8-bit "
+                                      "activations, in stock's own "
                                       "kernels too, and shows here; the gates are meant for weights in f32 or f16");
     std::erase_if(o.lengths, [&](int length) {
         const bool is_long = model.trained_context > 0 && static_cast<uint64_t>(length) > model.trained_context;
-        if (is_long) run.report["notes"].push_back(fmt::format("no probe of {} tokens: the model was trained for {}", length, model.trained_context));
+        if (is_long)
+            run.report["notes"].push_back(
+                fmt::format("no probe of {} tokens: the model was trained for {}", length, model.trained_context));
         return is_long;
     });
-    const std::string circumstances = fmt::format("{}\n{}\n{}\n{} {} {}", identity(o.model), identity(o.text), identity(run.perplexity), o.context, o.chunks, o.ubatch);
+    const std::string circumstances = fmt::format("{}\n{}\n{}\n{} {} {}", identity(o.model), identity(o.text),
+                                                  identity(run.perplexity), o.context, o.chunks, o.ubatch);
     run.folder = (o.state.empty() ? default_folder() : o.state) + "/" + hash(circumstances);
     run.base = run.folder + "/base.logits";
     announce_disk(run, model.vocabulary, text_bytes);
     if (!fs::create_directories(run.folder, error) && error) throw refused{fmt::format("{}: {}", run.folder, error.message())};
 }
 
-// --- steps --------------------------------------------------------------------------------------------------------------------------
+// --- steps
+// --------------------------------------------------------------------------------------------------------------------------
 side side_of(const quality_run & run, const std::string & preset) {
     if (preset == "stock") return {"stock", "", {}, {}};
     if (is_stock_type(preset)) return {preset, "", {"-fa", "on", "-ctk", preset.substr(6), "-ctv", preset.substr(6)}, {}};
@@ -179,12 +195,15 @@ side side_of(const quality_run & run, const std::string & preset) {
 
 // Of the plugin's own results only those of the same plugin and knobs count again.
 std::string key_of(const quality_run & run, const side & as) {
-    return as.plugin.empty() ? as.name : fmt::format("{} {} {}", as.name, identity(run.plugin), settings_json(as.variables).dump());
+    return as.plugin.empty() ? as.name
+                             : fmt::format("{} {} {}", as.name, identity(run.plugin), settings_json(as.variables).dump());
 }
 
 json counters_of(const side & as, const std::unique_ptr<counter_block> & counters) {
     if (as.plugin.empty()) return json();
-    if (!counters || !has_run(*counters)) throw refused{fmt::format("{}: the plugin took no part, so nothing is reported; `alloy doctor` says why", as.name), exit_bad};
+    if (!counters || !has_run(*counters))
+        throw refused{fmt::format("{}: the plugin took no part, so nothing is reported; `alloy doctor` says why", as.name),
+                      exit_bad};
     json list = json::object();
     for (int i = 0; i < num_counters; i++) list[info_of(static_cast<counter>(i)).name] = counters->values[i].load();
     return list;
@@ -192,11 +211,14 @@ json counters_of(const side & as, const std::unique_ptr<counter_block> & counter
 
 finished_child run_perplexity(const quality_run & run, const side & as, const texts & more) {
     const std::string context = std::to_string(run.options.context);
-    texts command = {run.perplexity, "-m", run.options.model, "-c", context, "-b", context, "-ub", std::to_string(run.options.ubatch)};
+    texts command = {
+        run.perplexity, "-m", run.options.model, "-c", context, "-b", context, "-ub", std::to_string(run.options.ubatch)};
     command.insert(command.end(), more.begin(), more.end());
     finished_child child = run_child(command, as);
     if (child.stopped) throw stopped{};
-    if (!child.is_good()) throw refused{fmt::format("{}: llama-perplexity ended with {}: {}", as.name, child.ending(), child.last_words()), exit_bad};
+    if (!child.is_good())
+        throw refused{fmt::format("{}: llama-perplexity ended with {}: {}", as.name, child.ending(), child.last_words()),
+                      exit_bad};
     return child;
 }
 
@@ -204,7 +226,9 @@ json base_step(const quality_run & run) {
     const std::string part = run.base + ".part";
     std::error_code error;
     try {
-        const finished_child child = run_perplexity(run, side_of(run, "stock"), {"-f", run.options.text, "--chunks", std::to_string(run.options.chunks), "--kl-divergence-base", part});
+        const finished_child child = run_perplexity(
+            run, side_of(run, "stock"),
+            {"-f", run.options.text, "--chunks", std::to_string(run.options.chunks), "--kl-divergence-base", part});
         double ppl = 0;
         std::string complaint;
         if (!parse_perplexity(child.out + child.err, ppl, complaint)) throw refused{"stock: " + complaint, exit_bad};
@@ -222,19 +246,26 @@ json divergence_step(const quality_run & run, const side & as) {
     divergence found;
     std::string complaint;
     if (!parse_divergence(child.out + child.err, found, complaint)) throw refused{as.name + ": " + complaint, exit_bad};
-    return {{"divergence", to_json(found)}, {"counters", counters_of(as, child.counters)}, {"peak", child.peak}, {"seconds", child.seconds}};
+    return {{"divergence", to_json(found)},
+            {"counters", counters_of(as, child.counters)},
+            {"peak", child.peak},
+            {"seconds", child.seconds}};
 }
 
 json probe_step(const quality_run & run, const side & as) {
-    const int longest = run.options.lengths.empty() ? 1024 : std::max(1024, *std::max_element(run.options.lengths.begin(), run.options.lengths.end()));
+    const int longest = run.options.lengths.empty()
+                            ? 1024
+                            : std::max(1024, *std::max_element(run.options.lengths.begin(), run.options.lengths.end()));
     try {
-        llama_server server(run.server, run.options.model, {"-c", std::to_string(longest), "-ub", std::to_string(run.options.ubatch)}, as);
+        llama_server server(run.server, run.options.model,
+                            {"-c", std::to_string(longest), "-ub", std::to_string(run.options.ubatch)}, as);
         // As much of the text as the longest document needs, whatever a token is.
         const std::string text = whole_file(run.options.text).substr(0, 12 * static_cast<size_t>(longest));
         const token_list filler = server.tokenize(text);
         json recalled = json::array();
         for (const int length : run.options.lengths) {
-            for (const json & question : recall(server, filler, words_of(text), length, run.options.documents)) recalled.push_back(question);
+            for (const json & question : recall(server, filler, words_of(text), length, run.options.documents))
+                recalled.push_back(question);
         }
         const json greedy = greedy_texts(server, filler);
         counters_of(as, server.counters());
@@ -249,16 +280,19 @@ json measured_mode(quality_run & run, const std::string & preset, const std::str
     const side as = side_of(run, preset);
     json mode = {{"name", preset}};
     mode.update(step(run, preset + ": divergence", key_of(run, as), [&] { return divergence_step(run, as); }));
-    if (!run.options.without_probes) mode.update(step(run, preset + ": probes", key_of(run, as) + probe_key, [&] { return probe_step(run, as); }));
+    if (!run.options.without_probes)
+        mode.update(step(run, preset + ": probes", key_of(run, as) + probe_key, [&] { return probe_step(run, as); }));
     const json & counters = mode["counters"];
     if (counters.is_object() && preset != "exact" && counters["kv_sealed_pages"] == 0)
-        run.report["notes"].push_back(preset + ": no page of the cache was sealed, so nothing lossy was tested; a longer --context is needed");
+        run.report["notes"].push_back(
+            preset + ": no page of the cache was sealed, so nothing lossy was tested; a longer --context is needed");
     return mode;
 }
 
 void measure_all(quality_run & run) {
     const bool has_probes = !run.options.without_probes;
-    const std::string probe_key = fmt::format(" {} {} {}", identity(run.server), fmt::join(run.options.lengths, ","), run.options.documents);
+    const std::string probe_key =
+        fmt::format(" {} {} {}", identity(run.server), fmt::join(run.options.lengths, ","), run.options.documents);
     run.told.expect("stock: logits", 1);
     run.told.expect("stock: floor", 1);
     if (has_probes) run.told.expect("stock: probes", 1);
@@ -318,9 +352,21 @@ int quality_or_refuse(const quality_options & options) {
     quality_run run{options, {}, {}, {}, {}, {}, {}};
     prepare(run);
     keep_interrupts();
-    json head = {{"report", "alloy quality"}, {"format", 1}, {"date", now_utc()}, {"version", ALLOY_VERSION}, {"plugin", plugin_version(run.plugin)},
-                 {"model", {{"file", stem(options.model)}}}, {"text", stem(options.text)}, {"context", options.context}, {"chunks", options.chunks}, {"ubatch", options.ubatch},
-                 {"lengths", run.options.lengths}, {"documents", options.documents}, {"settings", settings_json({})}, {"machine", machine_json()}, {"complete", true}};
+    json head = {{"report", "alloy quality"},
+                 {"format", 1},
+                 {"date", now_utc()},
+                 {"version", ALLOY_VERSION},
+                 {"plugin", plugin_version(run.plugin)},
+                 {"model", {{"file", stem(options.model)}}},
+                 {"text", stem(options.text)},
+                 {"context", options.context},
+                 {"chunks", options.chunks},
+                 {"ubatch", options.ubatch},
+                 {"lengths", run.options.lengths},
+                 {"documents", options.documents},
+                 {"settings", settings_json({})},
+                 {"machine", machine_json()},
+                 {"complete", true}};
     int code = exit_good;
     std::string why;
     try {

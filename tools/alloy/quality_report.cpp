@@ -74,12 +74,19 @@ json same_tokens(const json & mode, const json & stock) {
 } // namespace
 
 json to_json(const divergence & d) {
-    return {{"ppl", d.ppl.value},          {"ppl_error", d.ppl.error},       {"ratio", d.ratio.value}, {"ratio_error", d.ratio.error}, {"kld", d.kld.value},
-            {"kld_error", d.kld.error},    {"kld_99", d.kld_99},             {"kld_max", d.kld_max},   {"same_top", d.same_top.value}, {"same_top_error", d.same_top.error}};
+    return {{"ppl", d.ppl.value},           {"ppl_error", d.ppl.error},
+            {"ratio", d.ratio.value},       {"ratio_error", d.ratio.error},
+            {"kld", d.kld.value},           {"kld_error", d.kld.error},
+            {"kld_99", d.kld_99},           {"kld_max", d.kld_max},
+            {"same_top", d.same_top.value}, {"same_top_error", d.same_top.error}};
 }
 
 divergence divergence_from(const json & s) {
-    return {{s.at("ppl"), s.at("ppl_error")}, {s.at("ratio"), s.at("ratio_error")}, {s.at("kld"), s.at("kld_error")}, s.at("kld_99"), s.at("kld_max"),
+    return {{s.at("ppl"), s.at("ppl_error")},
+            {s.at("ratio"), s.at("ratio_error")},
+            {s.at("kld"), s.at("kld_error")},
+            s.at("kld_99"),
+            s.at("kld_max"),
             {s.at("same_top"), s.at("same_top_error")}};
 }
 
@@ -91,7 +98,9 @@ quality_gate gate_of(const std::string & mode) {
     return is_share ? gates[std::size(gates) - 1] : quality_gate{"", none, none, none, none};
 }
 
-const char * name_of(gate_result result) { return result == gate_result::pass ? "pass" : result == gate_result::unsure ? "unsure" : "fail"; }
+const char * name_of(gate_result result) {
+    return result == gate_result::pass ? "pass" : result == gate_result::unsure ? "unsure" : "fail";
+}
 
 measured ppl_change(const divergence & mode, const divergence & floor, double base_ppl) {
     const double error = std::sqrt(std::max(0.0, mode.ratio.error * mode.ratio.error - floor.ratio.error * floor.ratio.error));
@@ -115,41 +124,49 @@ void judge_modes(json & report) {
 }
 
 std::string quality_csv(const json & report) {
-    std::string text = "mode,ppl,ppl_change_percent,ppl_change_error,kld,kld_error,kld_99,kld_max,same_top_percent,same_top_error\n";
+    std::string text =
+        "mode,ppl,ppl_change_percent,ppl_change_error,kld,kld_error,kld_99,kld_max,same_top_percent,same_top_error\n";
     const auto add = [&](const std::string & name, const divergence & d, double change, double error) {
-        text += fmt::format("{},{},{:.5f},{:.5f},{},{},{},{},{},{}\n", name, d.ppl.value, change, error, d.kld.value, d.kld.error, d.kld_99, d.kld_max, d.same_top.value,
-                            d.same_top.error);
+        text += fmt::format("{},{},{:.5f},{:.5f},{},{},{},{},{},{}\n", name, d.ppl.value, change, error, d.kld.value, d.kld.error,
+                            d.kld_99, d.kld_max, d.same_top.value, d.same_top.error);
     };
     if (report.contains("floor")) add("floor", divergence_from(report["floor"]), 0, 0);
-    for (const json & mode : report.at("modes")) add(mode.at("name"), divergence_from(mode.at("divergence")), mode.at("change").at("ppl"), mode.at("change").at("ppl_error"));
+    for (const json & mode : report.at("modes"))
+        add(mode.at("name"), divergence_from(mode.at("divergence")), mode.at("change").at("ppl"),
+            mode.at("change").at("ppl_error"));
     return text;
 }
 
 std::string quality_table(const json & report) {
-    std::string text = fmt::format("{}, {} chunks of {} tokens; stock with f16 cache: PPL {:.4f}\n\n", report.at("model").at("file").get<std::string>(), report.at("chunks").dump(),
+    std::string text = fmt::format("{}, {} chunks of {} tokens; stock with f16 cache: PPL {:.4f}\n\n",
+                                   report.at("model").at("file").get<std::string>(), report.at("chunks").dump(),
                                    report.at("context").dump(), report.value("base_ppl", 0.0));
-    text += fmt::format("{:<12} {:>21} {:>10} {:>10} {:>17} {:>19}  {}\n", "mode", "mean KLD", "99 % KLD", "max KLD", "same top %", "PPL %", "gates");
-    const auto line = [&](const std::string & name, const divergence & d, const std::string & ppl, const std::string & gates_text) {
-        text += fmt::format("{:<12} {:>9.6f} +- {:>8.6f} {:>10.5f} {:>10.5f} {:>8.3f} +- {:>5.3f} {:>19}  {}\n", name, d.kld.value, d.kld.error, d.kld_99, d.kld_max, d.same_top.value,
-                            d.same_top.error, ppl, gates_text);
+    text += fmt::format("{:<12} {:>21} {:>10} {:>10} {:>17} {:>19}  {}\n", "mode", "mean KLD", "99 % KLD", "max KLD",
+                        "same top %", "PPL %", "gates");
+    const auto line = [&](const std::string & name, const divergence & d, const std::string & ppl,
+                          const std::string & gates_text) {
+        text += fmt::format("{:<12} {:>9.6f} +- {:>8.6f} {:>10.5f} {:>10.5f} {:>8.3f} +- {:>5.3f} {:>19}  {}\n", name,
+                            d.kld.value, d.kld.error, d.kld_99, d.kld_max, d.same_top.value, d.same_top.error, ppl, gates_text);
     };
     if (report.contains("floor")) line("floor", divergence_from(report["floor"]), "", "stock against itself");
     for (const json & mode : report.at("modes")) {
         std::string verdicts;
         for (const json & gate : mode.at("gates")) {
             if (gate.at("result") != "pass")
-                verdicts += fmt::format("{}{}: {} {:.4g} ({:.4g})", verdicts.empty() ? "" : "; ", gate["result"].get<std::string>(), gate["what"].get<std::string>(),
-                                        gate["limit"].get<double>(), gate["value"].get<double>());
+                verdicts +=
+                    fmt::format("{}{}: {} {:.4g} ({:.4g})", verdicts.empty() ? "" : "; ", gate["result"].get<std::string>(),
+                                gate["what"].get<std::string>(), gate["limit"].get<double>(), gate["value"].get<double>());
         }
         if (verdicts.empty()) verdicts = mode.at("gates").empty() ? "none" : "pass";
         line(mode.at("name"), divergence_from(mode.at("divergence")),
-             fmt::format("{:+.3f} +- {:.3f}", mode["change"]["ppl"].get<double>(), mode["change"]["ppl_error"].get<double>()), verdicts);
+             fmt::format("{:+.3f} +- {:.3f}", mode["change"]["ppl"].get<double>(), mode["change"]["ppl_error"].get<double>()),
+             verdicts);
     }
     const auto recall_line = [&](const std::string & name, const json & summary) {
         text += fmt::format("{:<12}", name);
         for (const auto & [kind, k] : summary.items())
-            text += fmt::format("  {}: {}/{} whole, {}/{} tokens (-{} +{})", kind, k["whole"].get<int>(), k["of"].get<int>(), k["tokens"].get<int>(), k["of_tokens"].get<int>(),
-                                k["lost"].get<int>(), k["won"].get<int>());
+            text += fmt::format("  {}: {}/{} whole, {}/{} tokens (-{} +{})", kind, k["whole"].get<int>(), k["of"].get<int>(),
+                                k["tokens"].get<int>(), k["of_tokens"].get<int>(), k["lost"].get<int>(), k["won"].get<int>());
         text += "\n";
     };
     if (report.contains("stock_recall_summary")) {
@@ -162,7 +179,9 @@ std::string quality_table(const json & report) {
     if (report.contains("stock_greedy")) {
         text += "\ntokens of greedy texts before they differ from stock's\n";
         for (const json & mode : report["modes"]) {
-            if (mode.contains("same_tokens")) text += fmt::format("{:<12}  {}\n", mode["name"].get<std::string>(), fmt::join(mode["same_tokens"].get<std::vector<int>>(), " "));
+            if (mode.contains("same_tokens"))
+                text += fmt::format("{:<12}  {}\n", mode["name"].get<std::string>(),
+                                    fmt::join(mode["same_tokens"].get<std::vector<int>>(), " "));
         }
     }
     for (const json & note : report.at("notes")) text += "note: " + note.get<std::string>() + "\n";

@@ -22,11 +22,12 @@ quality_gate gate_of(const std::string & mode); // for shares ("0.30") that of `
 enum class gate_result { pass, unsure, fail }; // unsure: beyond the limit by less than two standard errors
 const char * name_of(gate_result result);
 
-// PPL in percent over stock's own. The host's ratio has the rounding of its base file in it: it is not used, but its error is, without the
-// part that stock has against itself.
+// PPL in percent over stock's own. The host's ratio has the rounding of its base file in it: it is not used, but its error is,
+// without the part that stock has against itself.
 measured ppl_change(const divergence & mode, const divergence & floor, double base_ppl);
 
-// Adds "change" (what ppl_change says) and "gates" to each of report["modes"], and what changed against stock to probes and greedy texts.
+// Adds "change" (what ppl_change says) and "gates" to each of report["modes"], and what changed against stock to probes and
+// greedy texts.
 void judge_modes(nlohmann::ordered_json & report);
 
 std::string quality_table(const nlohmann::ordered_json & report);

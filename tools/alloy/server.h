@@ -15,7 +15,8 @@ using token_list = std::vector<int>;
 class llama_server {
 public:
     // Waits until the model is loaded. Throws std::runtime_error with one line when it does not come up.
-    llama_server(const std::string & program, const std::string & model, const std::vector<std::string> & arguments, const side & as);
+    llama_server(const std::string & program, const std::string & model, const std::vector<std::string> & arguments,
+                 const side & as);
     ~llama_server();
     token_list tokenize(const std::string & text, bool with_special = false);
     token_list complete(const token_list & prompt, int count); // greedy; what was computed before is used again

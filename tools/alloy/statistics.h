@@ -11,8 +11,8 @@ struct interval {
     double low = 0, high = 0;
 };
 
-// 95 % interval of the median by the percentile bootstrap: 10,000 resamplings, always the same ones. With fewer than three values it is
-// not defined: NaN.
+// 95 % interval of the median by the percentile bootstrap: 10,000 resamplings, always the same ones. With fewer than three values
+// it is not defined: NaN.
 interval interval_of_median(const std::vector<double> & values);
 
 // Half of the distance between the quartiles, as a share of the median: as many values lie closer to the median as farther away.

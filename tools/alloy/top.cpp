@@ -30,7 +30,9 @@ struct last_look {
 double mib(uint64_t bytes) { return static_cast<double>(bytes) / 1048576.0; }
 
 // Per second since the look before; 0 at the first one.
-double rate(uint64_t now, uint64_t before, double seconds) { return now < before || seconds <= 0 ? 0 : static_cast<double>(now - before) / seconds; }
+double rate(uint64_t now, uint64_t before, double seconds) {
+    return now < before || seconds <= 0 ? 0 : static_cast<double>(now - before) / seconds;
+}
 
 std::vector<std::string> lines_of(const counter_block & block, std::map<int, last_look> & looks) {
     constexpr size_t most_ops = 6;
@@ -42,17 +44,21 @@ std::vector<std::string> lines_of(const counter_block & block, std::map<int, las
     const double share = own_share(block);
     std::vector<std::string> lines = {
         fmt::format("{} ({})  up {}  ggml {}  {}", block.program, block.process, duration(uptime(block)), block.host, block.isa),
-        fmt::format("  tokens/s {:>10.1f}   steps/s {:>10.0f}   own share {:>6}   graphs {} ({} plans)", rate(v(counter::tokens), before.tokens, seconds),
-                    rate(v(counter::kernel_steps), before.steps, seconds), share < 0 ? "-" : fmt::format("{:.1f} %", 100 * share), v(counter::graphs), v(counter::plans_built)),
-        fmt::format("  KV MiB: live {:.1f} of {:.1f}   sealed {:.1f}   saved {:.1f}   pages sealed {} opened {}", mib(v(counter::kv_live_bytes)), mib(v(counter::kv_bytes)),
-                    mib(v(counter::kv_sealed_bytes)), mib(v(counter::kv_saved_bytes)), v(counter::kv_sealed_pages), v(counter::kv_opened_pages)),
-        fmt::format("  weights {:.0f} MiB (packed {:.0f})   compute {:.0f}   steps: own {}  fused {}  delegated {}", mib(v(counter::weight_bytes)), mib(v(counter::packed_bytes)),
-                    mib(v(counter::compute_bytes)), v(counter::kernel_steps), v(counter::fused_nodes), v(counter::delegated_nodes)),
-        fmt::format("  barriers dropped {}   attention tiles: int8 {}  f32 {}   failed graphs {}", v(counter::barriers_dropped), v(counter::attention_int8_tiles),
-                    v(counter::attention_f32_tiles), v(counter::failed_graphs))};
+        fmt::format("  tokens/s {:>10.1f}   steps/s {:>10.0f}   own share {:>6}   graphs {} ({} plans)",
+                    rate(v(counter::tokens), before.tokens, seconds), rate(v(counter::kernel_steps), before.steps, seconds),
+                    share < 0 ? "-" : fmt::format("{:.1f} %", 100 * share), v(counter::graphs), v(counter::plans_built)),
+        fmt::format("  KV MiB: live {:.1f} of {:.1f}   sealed {:.1f}   saved {:.1f}   pages sealed {} opened {}",
+                    mib(v(counter::kv_live_bytes)), mib(v(counter::kv_bytes)), mib(v(counter::kv_sealed_bytes)),
+                    mib(v(counter::kv_saved_bytes)), v(counter::kv_sealed_pages), v(counter::kv_opened_pages)),
+        fmt::format("  weights {:.0f} MiB (packed {:.0f})   compute {:.0f}   steps: own {}  fused {}  delegated {}",
+                    mib(v(counter::weight_bytes)), mib(v(counter::packed_bytes)), mib(v(counter::compute_bytes)),
+                    v(counter::kernel_steps), v(counter::fused_nodes), v(counter::delegated_nodes)),
+        fmt::format("  barriers dropped {}   attention tiles: int8 {}  f32 {}   failed graphs {}", v(counter::barriers_dropped),
+                    v(counter::attention_int8_tiles), v(counter::attention_f32_tiles), v(counter::failed_graphs))};
     std::string ops;
     const std::vector<op_count> delegated = delegated_ops(block);
-    for (size_t i = 0; i < delegated.size() && i < most_ops; i++) ops += fmt::format("  {} {}", delegated[i].name, delegated[i].nodes);
+    for (size_t i = 0; i < delegated.size() && i < most_ops; i++)
+        ops += fmt::format("  {} {}", delegated[i].name, delegated[i].nodes);
     if (!ops.empty()) lines.push_back("  delegated:" + ops);
     before = {now, v(counter::tokens), v(counter::kernel_steps)};
     return lines;

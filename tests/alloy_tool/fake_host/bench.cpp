@@ -1,5 +1,5 @@
-// A llama-bench with known speeds: FAKE_BENCH_STOCK_ON, _STOCK_OFF and _ALLOY are t/s, one a start; behind the last one, the last again.
-// FAKE_BENCH_STATE is a folder that counts the starts. FAKE_BENCH_FAIL="alloy 2" crashes the third start of that side,
+// A llama-bench with known speeds: FAKE_BENCH_STOCK_ON, _STOCK_OFF and _ALLOY are t/s, one a start; behind the last one, the last
+// again. FAKE_BENCH_STATE is a folder that counts the starts. FAKE_BENCH_FAIL="alloy 2" crashes the third start of that side,
 // FAKE_BENCH_ROW=short leaves out a field, FAKE_BENCH_IDLE=1 is a plugin that computes nothing, FAKE_BENCH_SLEEP=S takes so long.
 #include "base/counters.h"
 
@@ -44,9 +44,12 @@ double speed(const std::string & side, int start) {
 
 void print_row(const std::string & side, int n_prompt, int n_gen, int depth, double speed) {
     const bool is_short = variable("FAKE_BENCH_ROW") == "short";
-    std::printf(R"({"build_commit": "abc", "build_number": 1, "backends": "%s", "model_filename": "/x/model.gguf", "model_type": "fake 1B", )"
-                R"("model_size": 10, "model_n_params": 5, "n_threads": 2, "n_prompt": %d, "n_gen": %d, "n_depth": %d%s})" "\n",
-                side == "ALLOY" ? "ALLOY,CPU" : "CPU", n_prompt, n_gen, depth, is_short ? "" : (", \"avg_ts\": " + std::to_string(speed)).c_str());
+    std::printf(
+        R"({"build_commit": "abc", "build_number": 1, "backends": "%s", "model_filename": "/x/model.gguf", "model_type": "fake 1B", )"
+        R"("model_size": 10, "model_n_params": 5, "n_threads": 2, "n_prompt": %d, "n_gen": %d, "n_depth": %d%s})"
+        "\n",
+        side == "ALLOY" ? "ALLOY,CPU" : "CPU", n_prompt, n_gen, depth,
+        is_short ? "" : (", \"avg_ts\": " + std::to_string(speed)).c_str());
     std::fflush(stdout);
 }
 

@@ -1,5 +1,6 @@
-// A llama-perplexity with known figures. FAKE_PPL_KLD is the mean KLD of a side with the plugin (0.0001 otherwise). FAKE_PPL_FAIL=KV crashes
-// under that value of GGML_ALLOY_KV, FAKE_PPL_SHORT=1 leaves out a figure. Starts are counted by lines in FAKE_PPL_LOG.
+// A llama-perplexity with known figures. FAKE_PPL_KLD is the mean KLD of a side with the plugin (0.0001 otherwise).
+// FAKE_PPL_FAIL=KV crashes under that value of GGML_ALLOY_KV, FAKE_PPL_SHORT=1 leaves out a figure. Starts are counted by lines
+// in FAKE_PPL_LOG.
 #include "base/counters.h"
 
 #include <csignal>
@@ -44,7 +45,8 @@ int main(int argc, char ** argv) {
     }
     if (!std::ifstream(base)) return 1;
     const double kld = has_plugin ? std::atof(variable("FAKE_PPL_KLD").c_str()) : 0.0001;
-    std::printf("Mean PPL(Q)                   :  %f ±  0.500000\nMean PPL(base)                :  20.010000 ±  0.500000\n", has_plugin ? 20.02 : 20.0);
+    std::printf("Mean PPL(Q)                   :  %f ±  0.500000\nMean PPL(base)                :  20.010000 ±  0.500000\n",
+                has_plugin ? 20.02 : 20.0);
     std::printf("Mean PPL(Q)/PPL(base)         :   1.001000 ±   %s\n", has_plugin ? "0.000500" : "0.000300");
     std::printf("\n====== KL divergence statistics ======\nMean    KLD:  %f ±   0.000010\nMaximum KLD:   0.500000\n", kld);
     if (variable("FAKE_PPL_SHORT").empty()) std::printf("99.0%%   KLD:   0.008000\n");
