@@ -24,6 +24,7 @@ docs: all
 	$(BUILD)/bin/alloy knobs --markdown > docs/knobs.md
 	python3 tools/docs/kernels.py > docs/kernels.md
 	"$$(tools/setup/venv.sh docs)" tools/docs/papers.py .
+	python3 tools/docs/reports.py
 
 $(BUILD)/build.ninja: CMakeLists.txt CMakePresets.json
 	tools/setup/packages.sh

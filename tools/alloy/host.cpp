@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <sstream>
 
 #include <sys/stat.h>
@@ -194,6 +195,48 @@ std::string find_program(const std::string & name, bool & is_forbidden) {
         is_forbidden = true;
     }
     return {};
+}
+
+bool find_host_program(const std::string & host, const std::string & name, std::string & path, std::vector<std::string> & device_flags,
+                       std::string & complaint) {
+    bool is_forbidden = false;
+    path.clear();
+    std::error_code error;
+    const std::string folder = host.empty() || fs::is_directory(host, error) ? host : fs::path(host).parent_path().string();
+    if (host.empty()) {
+        path = find_program(name, is_forbidden);
+    } else {
+        for (const char * below : {"/", "/bin/", "/build/bin/"}) {
+            if (path.empty()) path = find_program((folder.empty() ? "." : folder) + below + name, is_forbidden);
+        }
+    }
+    if (path.empty()) {
+        complaint = fmt::format("{}: {} {}; --host DIR says where llama.cpp is", name, is_forbidden ? "not executable," : "not found",
+                                host.empty() ? "on PATH" : "in " + host);
+        return false;
+    }
+    path = fs::absolute(path, error).string();
+    llama_host target;
+    std::string ignored; // a script gets the variable and nothing else
+    if (!inspect_host(path, target, ignored)) return true;
+    if (target.style == link_style::fully_static) {
+        complaint = path + ": linked statically, no plugin can be loaded";
+        return false;
+    }
+    if (target.style == link_style::linked_in) device_flags = {"-dev", "ALLOY0"};
+    return true;
+}
+
+bool is_model_file(const std::string & path, std::string & complaint) {
+    char magic[4] = {};
+    std::ifstream file(path, std::ios::binary);
+    std::error_code error;
+    const bool is_folder = fs::is_directory(path, error);
+    if (!is_folder && file.read(magic, 4) && std::string(magic, 4) == "GGUF") return true;
+    complaint = path + (is_folder         ? ": a folder, expected a GGUF file"
+                        : !file.is_open() ? ": no such file, or not readable"
+                                          : ": no model, expected a GGUF file");
+    return false;
 }
 
 } // namespace alloy::tool

@@ -32,4 +32,12 @@ std::vector<llama_host> find_hosts(const std::vector<std::string> & names, std::
 // The file that the shell would run for this name; empty when there is none. `is_forbidden`: found, but not executable.
 std::string find_program(const std::string & name, bool & is_forbidden);
 
+// A program of the host that the user named (`host`: a folder, a program of it, or empty for PATH), and the flags without which it would
+// not load the plugin. Returns false and one line when there is none, or none that can load a plugin.
+bool find_host_program(const std::string & host, const std::string & name, std::string & path, std::vector<std::string> & device_flags,
+                       std::string & complaint);
+
+// Is it a readable GGUF file? Returns false and one line.
+bool is_model_file(const std::string & path, std::string & complaint);
+
 } // namespace alloy::tool

@@ -3,7 +3,8 @@
 source "$(dirname "$0")/cache.sh"
 
 packages=(cmake ninja-build g++ clang lld python3 python3-pip python3-venv python3-yaml git make binutils
-          libgtest-dev googletest libbenchmark-dev libcli11-dev nlohmann-json3-dev libfmt-dev)
+          libgtest-dev googletest libbenchmark-dev libcli11-dev nlohmann-json3-dev libfmt-dev
+          libncurses-dev chromium)
 [ "${1:-}" = cross ] && packages+=(g++-aarch64-linux-gnu qemu-user)
 
 missing=()

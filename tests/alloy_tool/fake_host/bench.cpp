@@ -1,0 +1,81 @@
+// A llama-bench with known speeds: FAKE_BENCH_STOCK_ON, _STOCK_OFF and _ALLOY are t/s, one a start; behind the last one, the last
+// again. FAKE_BENCH_STATE is a folder that counts the starts. FAKE_BENCH_FAIL="alloy 2" crashes the third start of that side,
+// FAKE_BENCH_ROW=short leaves out a field, FAKE_BENCH_IDLE=1 is a plugin that computes nothing, FAKE_BENCH_SLEEP=S takes so long.
+#include "base/counters.h"
+
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <sstream>
+#include <string>
+#include <thread>
+
+namespace {
+
+std::string variable(const char * name) {
+    const char * value = std::getenv(name);
+    return value != nullptr ? value : "";
+}
+
+std::string argument(int argc, char ** argv, const char * name, const char * otherwise) {
+    for (int i = 1; i + 1 < argc; i++) {
+        if (std::strcmp(argv[i], name) == 0) return argv[i + 1];
+    }
+    return otherwise;
+}
+
+int starts_before(const std::string & side) {
+    std::ofstream(variable("FAKE_BENCH_STATE") + "/" + side, std::ios::app) << '.';
+    std::ifstream file(variable("FAKE_BENCH_STATE") + "/" + side);
+    std::string dots;
+    file >> dots;
+    return static_cast<int>(dots.size()) - 1;
+}
+
+double speed(const std::string & side, int start) {
+    std::istringstream list(variable(("FAKE_BENCH_" + side).c_str()));
+    double value = 100;
+    for (int i = 0; i <= start && list >> value; i++) {
+    }
+    return value;
+}
+
+void print_row(const std::string & side, int n_prompt, int n_gen, int depth, double speed) {
+    const bool is_short = variable("FAKE_BENCH_ROW") == "short";
+    std::printf(
+        R"({"build_commit": "abc", "build_number": 1, "backends": "%s", "model_filename": "/x/model.gguf", "model_type": "fake 1B", )"
+        R"("model_size": 10, "model_n_params": 5, "n_threads": 2, "n_prompt": %d, "n_gen": %d, "n_depth": %d%s})"
+        "\n",
+        side == "ALLOY" ? "ALLOY,CPU" : "CPU", n_prompt, n_gen, depth,
+        is_short ? "" : (", \"avg_ts\": " + std::to_string(speed)).c_str());
+    std::fflush(stdout);
+}
+
+} // namespace
+
+int main(int argc, char ** argv) {
+    const bool has_plugin = !variable("GGML_BACKEND_PATH").empty();
+    const std::string side = has_plugin ? "ALLOY" : argument(argc, argv, "-fa", "on") == "on" ? "STOCK_ON" : "STOCK_OFF";
+    const int start = starts_before(side);
+    if (has_plugin && variable("FAKE_BENCH_IDLE") != "unloaded") {
+        alloy::publish_counters("0.0.1-fake", "avx2");
+        if (variable("FAKE_BENCH_IDLE").empty()) {
+            alloy::count(alloy::counter::graphs, 3);
+            alloy::count(alloy::counter::kernel_steps, 30);
+        }
+    }
+    if (variable("FAKE_BENCH_FAIL") == side + " " + std::to_string(start)) {
+        std::fputs("something went wrong\n", stderr);
+        std::raise(SIGSEGV);
+    }
+    std::string memory(has_plugin ? 20 << 20 : 40 << 20, 'x'); // seen as anonymous memory
+    std::this_thread::sleep_for(std::chrono::duration<double>(0.06 + std::atof(variable("FAKE_BENCH_SLEEP").c_str())));
+    std::istringstream depths(argument(argc, argv, "-d", "0"));
+    for (std::string depth; std::getline(depths, depth, ',');) {
+        print_row(side, 512, 0, std::atoi(depth.c_str()), speed(side, start));
+        print_row(side, 0, 64, std::atoi(depth.c_str()), speed(side, start) / 10);
+    }
+    return memory[5] == 'x' ? 0 : 1;
+}
