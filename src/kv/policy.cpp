@@ -64,7 +64,8 @@ void announce(const policy & p) {
                    text_of(option::kv).c_str(), of_keys, of_values, 100 * (1 - share_of_f16(p, typical_d)), p.loss);
     }
     if (p.keep < 1) {
-        ALLOY_WARN("KV cache: of these cells each head drops those that are attended least, until %.0f %% are left in all; " "lossy: a text that asks for what was dropped finds it missing",
+        ALLOY_WARN("KV cache: of these cells each head drops those that are attended least, until %.0f %% are left in all; lossy, "
+                   "measured for tiny and 75 %% on SmolLM2-135M / Gemma-3-270M: PPL +0.8 / +1.6 %%; a text that asks for what was dropped finds it missing",
                    100 * p.keep);
     }
 }
