@@ -37,6 +37,14 @@ std::vector<kv::block_write> blocks_of(const cache_write & write, const host::te
     return blocks;
 }
 
+// The tokens that observe the cells of a cache, of one sequence in one stream, whose tokens are all written.
+std::vector<kv::sampled_token> observers(const cache_write & w) {
+    const auto * index = static_cast<const int64_t *>(w.indices->data);
+    std::vector<int64_t> rows(index, index + w.indices->ne[0]);
+    for (int64_t & row : rows) row += w.first_row;
+    return kv::eviction::observers(rows, rows[0] / w.cache->rows_a_stream() * w.cache->rows_a_stream());
+}
+
 } // namespace
 
 bool cache_use::may_seal() const {
@@ -74,28 +82,22 @@ void cache_use::prepare() {
     choose_samples(sequences == 1 && streams == 1);
 }
 
-// The tokens that observe a layer's cells, of one sequence in one stream.
-std::vector<kv::sampled_token> cache_use::observers(const sampled_layer & layer) const {
-    const kv::cache_tensor & cache = *layer.keys;
-    const auto w = std::find_if(writes.begin(), writes.end(), [&](const cache_write & x) { return x.cache == &cache; });
-    if (!cache.evicted().on() || w == writes.end() || w->indices->ne[0] != layer.tokens) return {};
-    const auto * index = static_cast<const int64_t *>(w->indices->data);
-    std::vector<int64_t> rows(index, index + layer.tokens);
-    for (int64_t & row : rows) row += w->first_row;
-    return kv::eviction::observers(rows, rows[0] / cache.rows_a_stream() * cache.rows_a_stream());
-}
-
 // Rows of several sequences in one cache see different cells: masks would have to be looked up.
 void cache_use::choose_samples(bool one_sequence) {
     sampling_ = one_sequence && !to_seal_.empty() && !sampled.empty() && sampled.front()->keys->rates().sample_next();
+    const cache_write * last = nullptr; // most layers write the same cells
+    std::vector<kv::sampled_token> observing;
     for (const auto & layer : sampled) {
-        std::vector<kv::sampled_token> & which = layer->sample.which;
-        which = one_sequence ? observers(*layer) : std::vector<kv::sampled_token>();
+        kv::attention_sample & sample = layer->sample;
+        const auto w = std::find_if(writes.begin(), writes.end(), [&](const cache_write & x) { return x.cache == layer->keys; });
+        const bool observed = one_sequence && layer->keys->evicted().on() && w != writes.end() && w->indices->ne[0] == layer->tokens;
+        if (observed && (last == nullptr || last->indices != w->indices || last->first_row != w->first_row)) observing = observers(*w);
+        if (observed) last = &*w;
+        sample.which = observed ? observing : std::vector<kv::sampled_token>();
         for (int64_t i = std::max<int64_t>(0, layer->tokens - kv::attention_sample::max_last_tokens); sampling_ && i < layer->tokens; i++) {
-            const auto after = std::lower_bound(which.begin(), which.end(), i, [](const kv::sampled_token & t, int64_t x) { return t.token < x; });
-            if (after == which.end() || after->token != i) which.insert(after, {i});
+            if (!sample.has(i)) sample.which.insert(sample.which.begin() + sample.place_of(i), {i});
         }
-        layer->sample.resize();
+        sample.resize();
     }
 }
 

@@ -49,7 +49,6 @@ struct cache_use {
     std::vector<kv::cache_tensor *> to_seal_;
     int64_t sequences_ = 1; // of a stream
     void choose_samples(bool one_sequence);
-    std::vector<kv::sampled_token> observers(const sampled_layer & layer) const;
     template <class F> void each_store(F f) const;
     bool sampling_ = false; // for rates
     mutable ops::work_counter measuring_, sealing_, weighing_, evicting_;

@@ -2,6 +2,7 @@
 #pragma once
 #include "base/returning_allocator.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -26,6 +27,15 @@ struct attention_sample {
     returning_vector<float> out;     // [heads][tokens][d_v], in the transform that values lie in
     returning_vector<uint8_t> sees_run; // [heads][tokens] whether the mask hides no cell that is observed
 
+    // Where a token of the graph stands in `which`, or would be put.
+    int64_t place_of(int64_t token) const {
+        const auto at = std::lower_bound(which.begin(), which.end(), token, [](const sampled_token & t, int64_t x) { return t.token < x; });
+        return at - which.begin();
+    }
+    bool has(int64_t token) const {
+        const auto at = static_cast<size_t>(place_of(token));
+        return at < which.size() && which[at].token == token;
+    }
     int64_t tokens() const { return static_cast<int64_t>(which.size()); }
     void resize() {
         q.resize(static_cast<size_t>(heads * tokens() * d_k));

@@ -39,17 +39,21 @@ std::vector<sampled_token> eviction::observers(const std::vector<int64_t> & rows
     return found;
 }
 
+eviction::layer * eviction::find(const cache_tensor & keys) {
+    const auto found = std::find_if(layers_.begin(), layers_.end(), [&](const layer & l) { return l.keys == &keys; });
+    return found != layers_.end() ? &*found : nullptr;
+}
+
 eviction::layer & eviction::of(cache_tensor & keys, cache_tensor & values) {
     std::lock_guard guard(lock_);
-    const auto found = std::find_if(layers_.begin(), layers_.end(), [&](const layer & l) { return l.keys == &keys; });
-    if (found != layers_.end()) return *found;
+    if (layer * found = find(keys)) return *found;
     layers_.push_back({&keys, &values, {}, {}});
     return layers_.back();
 }
 
 void eviction::expect(const cache_tensor & keys, const std::vector<block_write> & writes) {
-    const auto of = std::find_if(layers_.begin(), layers_.end(), [&](const layer & l) { return l.keys == &keys; });
-    if (of == layers_.end()) return;
+    layer * of = find(keys);
+    if (of == nullptr) return;
     for (const block_write & w : writes) {
         const int64_t row = w.block * cells;
         of->waiting.erase(row / run_cells);
@@ -209,8 +213,8 @@ void eviction::choose(int64_t run) {
 }
 
 void eviction::evict(const cache_tensor & keys) {
-    const auto of = std::find_if(layers_.begin(), layers_.end(), [&](const layer & l) { return l.keys == &keys; });
-    if (of == layers_.end()) return;
+    layer * of = find(keys);
+    if (of == nullptr) return;
     for (const weighed & w : of->ready) {
         const int64_t heads = of->keys->heads(), n = w.num_blocks * cells;
         std::vector<packed_head> packed(static_cast<size_t>(heads));

@@ -62,6 +62,7 @@ class eviction {
     };
     void observe(layer & l, attention_sample & seen);
     static void add_squares(const cache_tensor & keys, attention_sample & seen, int64_t run, const std::vector<int64_t> & which, std::vector<float> & squares);
+    layer * find(const cache_tensor & keys); // or null
     layer & of(cache_tensor & keys, cache_tensor & values);
     void choose(int64_t run);
 

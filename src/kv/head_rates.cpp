@@ -2,7 +2,6 @@
 
 #include "kernels/codec/codec.h"
 #include "kernels/rowwise/rowwise.h"
-#include "kv/dot.h"
 #include "kv/kv.h"
 
 #include <algorithm>
@@ -18,6 +17,14 @@ constexpr int64_t later_interval = 16;
 
 constexpr int64_t cells = attention_block;
 using rows = std::vector<float>; // [cells][d]
+
+float dot(const float * a, const float * b, int64_t n) {
+    float sum[8] = {};
+    for (int64_t i = 0; i < n; i += 8) {
+        for (int j = 0; j < 8; j++) sum[j] += a[i + j] * b[i + j];
+    }
+    return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+}
 
 // What is lost of rows in a codec; empty when they cannot be encoded.
 rows error_of(const rows & x, kv_codec codec, int64_t d) {

@@ -86,11 +86,6 @@ float slope_of(int64_t head, int64_t heads, float max_bias) {
     return std::pow(std::pow(2.0f, -max_bias / 2 / static_cast<float>(power)), static_cast<float>(2 * (head - power) + 1));
 }
 
-int64_t number_of_sampled(const kv::attention_sample & sample, int64_t token) {
-    const auto at = std::lower_bound(sample.which.begin(), sample.which.end(), token, [](const kv::sampled_token & t, int64_t x) { return t.token < x; });
-    return at != sample.which.end() && at->token == token ? at - sample.which.begin() : -1;
-}
-
 // Whether a row's mask hides none of the cells that its token observes.
 bool sees_run(const attention_row & row, const kv::sampled_token & t) {
     constexpr uint16_t hidden = 0xFC00; // -inf
@@ -102,7 +97,7 @@ void make_rows(const attention_call & call, int64_t state, int64_t first_token, 
     const tensor *q = call.node->src[0], *mask = call.node->src[3], *sinks = call.node->src[4];
     const int64_t stream = state / s.kv_heads, first_head = state % s.kv_heads * s.group;
     for (int64_t token = first_token; token < first_token + num_tokens; token++) {
-        const int64_t sampled = call.sample != nullptr ? number_of_sampled(*call.sample, token) : -1;
+        const int64_t sampled = call.sample != nullptr && call.sample->has(token) ? call.sample->place_of(token) : -1;
         for (int64_t head = first_head; head < first_head + s.group; head++, rows++) {
             rows->q = reinterpret_cast<const float *>(row_at(q, token, head, stream));
             rows->out = reinterpret_cast<float *>(row_at(call.out, head, token, stream));

@@ -97,6 +97,12 @@ void take_bench_words(std::vector<std::string> & words, bench_options & options)
     words = own;
 }
 
+template <class Options> void describe_report_files(CLI::App & command, Options & options) {
+    command.add_option("--html", options.html, "Also a page with charts")->type_name("FILE");
+    command.add_option("--save", options.save, "Also the report as --json writes it")->type_name("FILE");
+    command.add_option("--from", options.from, "Measure nothing, show a saved report again")->type_name("FILE");
+}
+
 void describe_bench(CLI::App & bench, bench_options & options) {
     bench.add_option("-m,--model", options.model, "The model")->type_name("FILE");
     bench.add_option("--host", options.host, "Where llama-bench is; without it, PATH")->type_name("DIR");
@@ -109,9 +115,7 @@ void describe_bench(CLI::App & bench, bench_options & options) {
         ->capture_default_str();
     bench.add_flag("--json", options.json, "The report on stdout, with raw samples");
     bench.add_flag("--csv", options.csv, "The raw samples on stdout");
-    bench.add_option("--html", options.html, "Also a page with charts")->type_name("FILE");
-    bench.add_option("--save", options.save, "Also the report as --json writes it")->type_name("FILE");
-    bench.add_option("--from", options.from, "Measure nothing, show a saved report again")->type_name("FILE");
+    describe_report_files(bench, options);
 }
 
 void describe_quality(CLI::App & quality, quality_options & options) {
@@ -140,9 +144,7 @@ void describe_quality(CLI::App & quality, quality_options & options) {
     quality.add_flag("--keep", options.keep, "Do not remove them at the end");
     quality.add_flag("--json", options.json, "The report on stdout");
     quality.add_flag("--csv", options.csv, "The distributions' figures on stdout");
-    quality.add_option("--html", options.html, "Also a page with charts")->type_name("FILE");
-    quality.add_option("--save", options.save, "Also the report as --json writes it")->type_name("FILE");
-    quality.add_option("--from", options.from, "Measure nothing, show a saved report again")->type_name("FILE");
+    describe_report_files(quality, options);
 }
 
 void describe(CLI::App & app, command_line & line) {

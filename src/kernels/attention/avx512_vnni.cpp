@@ -2,12 +2,7 @@
 // Registers: 4 cells x 4 rows of sums where cells lie, 4 x 4 of outputs; tiles 6 rows x 64 cells or channels, 24 sums and 4 vectors. Sealed
 // pages: 2 x 4 cells x 4 rows, each as two sums; bound by VPDPBUSD (one a cycle on Zen 4, half the time) and by what decodes beside it.
 #include "kernels/attention/attention.h"
-
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized" // gcc 12's own _mm512_undefined_ps (gcc bug 105593)
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
-#include <immintrin.h>
+#include "base/avx512.h"
 
 #include "kernels/attention/x86.h"
 

@@ -5,12 +5,7 @@
 // Lost: comparisons into masks for `count` (clang 14 makes bytes of them, and it takes as long); by counting words and VPERMW (no packs, but
 // twice the look-ups) and rows one after another (a sum across the register for each candidate, at d 64 as much as all else).
 #include "kernels/codec/codec.h"
-
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized" // gcc 12's own _mm512_undefined_ps (gcc bug 105593)
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
-#include <immintrin.h>
+#include "base/avx512.h"
 
 namespace alloy {
 namespace {

@@ -5,12 +5,7 @@
 // Lost: 4 x 4, 1 x 12 and 2 x 8 tiles (f32 sums spill: 5 to 25 %); zero points by another multiplication (starting the sums at
 // -zero * sum(a) is free); activations in tile order (rows are in L1 as they are).
 #include "kernels/matmul/matmul.h"
-
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized" // gcc 12's own _mm512_undefined_ps (gcc bug 105593)
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
-#include <immintrin.h>
+#include "base/avx512.h"
 
 namespace alloy {
 namespace {

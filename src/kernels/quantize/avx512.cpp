@@ -6,12 +6,7 @@
 // a register (8 permutations; from memory they are free).
 #include "kernels/quantize/quantize.h"
 #include "formats/act_q8.h"
-
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized" // gcc 12's own _mm512_undefined_ps (gcc bug 105593)
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
-#include <immintrin.h>
+#include "base/avx512.h"
 
 namespace alloy {
 namespace {

@@ -5,12 +5,7 @@
 // Lost: rcp14 + one Newton step (3 slots more than the division); scalef (2 slots; a shift and an addition fit elsewhere);
 // 2^(j/32) by vpermt2ps (shuffles share a pipe with FMA); a rational 2^f (fewer multiplications, but more operations in all).
 #include "kernels/rowwise/rowwise.h"
-
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized" // gcc 12's own _mm512_undefined_ps (gcc bug 105593)
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
-#include <immintrin.h>
+#include "base/avx512.h"
 
 namespace alloy {
 namespace {

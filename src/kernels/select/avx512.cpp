@@ -4,12 +4,7 @@
 // Lost: vcompressps to memory (microcode on Zen 4, 100 times the form between registers); scatter with conflict detection (slower
 // than scalar additions where neighbours seldom share a bin, and much slower where they do).
 #include "kernels/select/select.h"
-
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized" // gcc 12's own _mm512_undefined_ps (gcc bug 105593)
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
-#include <immintrin.h>
+#include "base/avx512.h"
 
 namespace alloy {
 namespace {
