@@ -201,6 +201,7 @@ void cache_tensor::keep_plain(const char * why) {
     plain_ = true;
     for (size_t b = 0; b < blocks_.size(); b++) {
         if (blocks_[b].sealed) open_block(static_cast<int64_t>(b));
+        blocks_[b].means = nullptr;
     }
     open_.clear();
     for (int64_t head = 0; head < heads_; head++) show_codec(head, 0);

@@ -99,9 +99,11 @@ void head_rates::measure(const cache_tensor & keys, const cache_tensor & values,
     for (int64_t head = 0; head < seen.kv_heads; head++) {
         const rows k = keys.turned_rows(block, head), v = values.turned_rows(block, head);
         const weights_of_cells w = weigh(seen, head, k, v, keys.rotation(), values.rotation());
+        rows without_mean = k;
+        keys.add_mean(block, head, -1, without_mean.data());
         size_t option = static_cast<size_t>(head) * options;
         for (const kv_codec codec : choices(false)) {
-            const rows lost = error_of(k, codec, seen.d_k);
+            const rows lost = error_of(without_mean, codec, seen.d_k);
             double damage = 0;
             for (int64_t r = 0; r < w.num_queries && !lost.empty(); r++) {
                 for (int64_t c = 0; c < cells; c++) {

@@ -54,6 +54,14 @@ struct block_write {
     uint64_t sinks;  // of these
 };
 
+// What the keys of each head lack in sealed pages, [heads][d] in their transform; counted as live bytes.
+struct key_means {
+    const std::vector<float> values;
+    explicit key_means(std::vector<float> means);
+    ~key_means();
+    key_means(const key_means &) = delete;
+};
+
 // What one head keeps of a run.
 struct packed_head {
     attention_packing cells;
@@ -112,6 +120,7 @@ class cache_tensor {
     int64_t rotation() const { return rotation_; } // of sealed pages: groups of so many; 0: none
     void set_codec(int64_t head, kv_codec codec); // of blocks sealed from now on
     head_rates & rates() const { return rates_; }
+    void add_mean(int64_t block, int64_t head, float times, float * rows) const; // to [64][d]
     std::vector<float> turned_rows(int64_t block, int64_t head) const; // [64][d]: rows as sealed pages hold them, sealed pages as rows do
 
     attention_pages pages_of(int64_t stream, int64_t head) const { return {pages_.data() + (stream * heads_ + head) * blocks_a_stream_, d_, static_cast<int64_t>(row_bytes_)}; }
@@ -123,7 +132,7 @@ class cache_tensor {
     // The blocks of run number `run` (of attention_packing::max_blocks, counted from the start of the cache) but for those up to its last sinks.
     // False: some are not sealed, or packed already.
     bool find_sealed_run(int64_t run, int64_t & first, int64_t & num);
-    bool may_pack(int64_t first, int64_t num, int64_t head) const; // whether its pages are of one codec
+    bool may_pack(int64_t first, int64_t num, int64_t head) const; // whether its pages are of one codec and mean
     size_t page_bytes(int64_t block, int64_t head) const;          // of a sealed page
     void pack(int64_t first, int64_t num, std::vector<packed_head> of_heads);
     bool is_packed(int64_t block) const { return run_of(block) != nullptr; }
@@ -131,6 +140,7 @@ class cache_tensor {
 
   private:
     static constexpr int64_t block_cells = attention_block;
+    static constexpr int64_t mean_blocks = 16; // neighbours share their means. Not all: positions turn keys, and their mean
     struct block {
         uint64_t written = 0; // bit c: cell c holds a row
         uint64_t sinks = 0;   // of these those that begin a sequence
@@ -139,6 +149,7 @@ class cache_tensor {
         bool opened = false;  // by open_share(), to be sealed again by seal_share(), or later when a graph ended between the two
         bool listed = false;  // in open_
         bool stuck = false;   // could not be sealed
+        std::shared_ptr<const key_means> means; // of keys that were sealed, and may be again
     };
     struct stream {
         uint64_t rows = 0; // written so far
@@ -156,6 +167,7 @@ class cache_tensor {
     void make_writable(int64_t block, bool all_of_it);
     void note_write(const block_write & w);
     void list(int64_t block); // in open_
+    std::shared_ptr<const key_means> means_for(int64_t block) const; // of a neighbour, or of its own rows
     bool seal_block(int64_t block);
     void show_rows(int64_t block); // in the table of pages
     void show_sealed(int64_t block, const std::vector<attention_page> & sealed);

@@ -59,7 +59,8 @@ bool cache_tensor::find_sealed_run(int64_t run, int64_t & first, int64_t & num) 
 
 bool cache_tensor::may_pack(int64_t first, int64_t num, int64_t head) const {
     for (int64_t b = 1; b < num; b++) {
-        if (page(first + b, head).cells != page(first, head).cells) return false;
+        const attention_page &one = page(first, head), &other = page(first + b, head);
+        if (other.cells != one.cells || other.mean != one.mean) return false;
     }
     return true;
 }

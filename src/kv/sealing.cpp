@@ -8,6 +8,7 @@
 #include "kernels/rowwise/rowwise.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 namespace alloy::kv {
@@ -56,20 +57,48 @@ std::vector<float> cache_tensor::turned_rows(int64_t block, int64_t head) const 
         const int64_t stride = is_coded(from.cells->type) ? cell_row_bytes(from.cells->type, d_) : static_cast<int64_t>(row_bytes_);
         from.cells->expand(from.data, stride, block_cells, d_, rows.data());
     }
+    if (blocks_[static_cast<size_t>(block)].sealed) add_mean(block, head, 1, rows.data());
     if (rotation_ > 0) hadamard_in_place(rows.data(), block_cells * d_ / rotation_, rotation_);
     return rows;
 }
 
+key_means::key_means(std::vector<float> means) : values(std::move(means)) { count(counter::kv_live_bytes, values.size() * sizeof(float)); }
+key_means::~key_means() { uncount(counter::kv_live_bytes, values.size() * sizeof(float)); }
+
+// Keys of a head have much in common, which no query can tell apart: softmax does not change when all logits move alike. What is left without it
+// needs smaller steps. A block's means stay when it is opened, so that rows sealed again find their codes.
+std::shared_ptr<const key_means> cache_tensor::means_for(int64_t block) const {
+    const auto first = blocks_.begin() + block / mean_blocks * mean_blocks, end = std::min(first + mean_blocks, blocks_.end());
+    const auto known = std::find_if(first, end, [](const struct block & b) { return b.means != nullptr; });
+    if (known != end) return known->means;
+    std::vector<float> means(static_cast<size_t>(heads_ * d_));
+    for (int64_t head = 0; head < heads_; head++) {
+        const std::vector<float> rows = turned_rows(block, head);
+        float * mean = means.data() + head * d_;
+        for (int64_t i = 0; i < block_cells * d_; i++) mean[i % d_] += rows[static_cast<size_t>(i)] / block_cells;
+    }
+    return std::make_shared<const key_means>(std::move(means));
+}
+
+void cache_tensor::add_mean(int64_t block, int64_t head, float times, float * rows) const {
+    const key_means * means = blocks_[static_cast<size_t>(block)].means.get();
+    for (int64_t i = 0; means != nullptr && i < block_cells * d_; i++) rows[i] += times * means->values[static_cast<size_t>(head * d_ + i % d_)];
+}
+
 // False: a row is not finite, or memory is short. Nothing is changed then.
 bool cache_tensor::seal_block(int64_t block) {
+    std::shared_ptr<const key_means> & means = blocks_[static_cast<size_t>(block)].means;
+    if (!name_.is_value && means == nullptr) means = means_for(block);
     std::vector<attention_page> sealed;
     for (int64_t head = 0; head < heads_; head++) {
         const kv_codec codec = codecs_[static_cast<size_t>(head)];
-        const std::vector<float> rows = turned_rows(block, head);
+        std::vector<float> rows = turned_rows(block, head);
+        add_mean(block, head, -1, rows.data());
         uint8_t * to = arena_.take(static_cast<size_t>(kv_codec_page_bytes(codec, d_)));
-        if (to != nullptr) sealed.push_back({to, find_attention(cell_type_of_codec(codec))});
+        if (to != nullptr) sealed.push_back({to, find_attention(cell_type_of_codec(codec)), nullptr, means != nullptr ? means->values.data() + head * d_ : nullptr});
         if (to == nullptr || !find_encode(codec)({rows.data(), d_ * static_cast<int64_t>(sizeof(float)), d_, to})) {
             give_back(sealed);
+            means = nullptr;
             count(counter::kv_unsealable_blocks);
             return false;
         }
@@ -133,8 +162,9 @@ bool cache_tensor::copy_pages(const cache_tensor & source, int64_t from, int64_t
             return false;
         }
         std::memcpy(copy, p.data, bytes);
-        copies.push_back({copy, p.cells});
+        copies.push_back({copy, p.cells, nullptr, p.mean});
     }
+    blocks_[static_cast<size_t>(to)].means = source.blocks_[static_cast<size_t>(from)].means;
     show_sealed(to, copies);
     return true;
 }

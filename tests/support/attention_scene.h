@@ -125,13 +125,16 @@ struct store {
     std::vector<double> worth; // [cells][d]
     std::vector<std::unique_ptr<fenced_rows>> runs, sealed;
     std::vector<attention_page> pages;
+    std::vector<float> means[2]; // of two blocks in three, in turn
 
     bool seal_all;
 
-    store(cell_type of, int64_t d, int64_t num_cells, int64_t run_cells, values kind, float size, uint64_t salt, isa token, bool turned, bool seal_all)
+    store(cell_type of, int64_t d, int64_t num_cells, int64_t run_cells, values kind, float size, uint64_t salt, isa token, bool turned, bool seal_all,
+          bool has_means = false)
         : type(declared_of(of)), d(d), run_cells(run_cells), turn(is_coded(of) && turned ? d & -d : 0), worth(d * num_cells), seal_all(seal_all) {
         const size_t bytes = gguf_row_bytes(weight_of(type), d), gap = type == cell_type::f32 ? 4 : 2;
         std::vector<float> row(d);
+        for (int i = 0; i < 2 && has_means; i++) fill(values::normal, (means[i] = row).data(), d, 99 + i);
         for (int64_t c = 0; c < num_cells; c++) {
             const int64_t here = std::min(run_cells, num_cells - c);
             if (c % run_cells == 0) runs.push_back(std::make_unique<fenced_rows>(here, bytes, bytes + gap, gap));
@@ -146,7 +149,8 @@ struct store {
         const bool seal = is_coded(of) && c + attention_block <= num_cells && (seal_all || block % 4 == 0 || block % 4 == 3);
         sealed.push_back(seal ? std::make_unique<fenced_rows>(attention_block, cell_row_bytes(of, d) + 2, cell_row_bytes(of, d) + 2) : nullptr);
         const cell_type lies = seal ? of : type;
-        pages.push_back({seal ? sealed.back()->row<uint8_t>(0) : cell(c), find_attention(lies, isa_bit(token))});
+        const float * mean = seal && block % 3 < 2 && !means[0].empty() ? means[block % 3].data() : nullptr;
+        pages.push_back({seal ? sealed.back()->row<uint8_t>(0) : cell(c), find_attention(lies, isa_bit(token)), nullptr, mean});
     }
     int64_t stride() const { return runs.empty() ? 0 : runs[0]->stride(); }
     attention_pages view() const { return {pages.data(), d, stride()}; }
@@ -161,6 +165,8 @@ struct store {
     void put_codes(int64_t c, const float * row) {
         std::vector<float> x(row, row + d);
         if (turn > 0) rotate(x.data(), d / turn, turn);
+        const float * mean = pages[c / attention_block].mean;
+        for (int64_t i = 0; i < d && mean != nullptr; i++) x[i] -= mean[i];
         uint8_t * page = sealed[c / attention_block]->row<uint8_t>(0);
         const cell_type codec = pages[c / attention_block].cells->type;
         const int64_t row_bytes = cell_row_bytes(codec, d), t = c % attention_block;
@@ -180,6 +186,7 @@ struct store {
             back[i] = scale * level_of(codec, best);
         }
         for (int64_t i = 0; i < d; i++) back[i] = scale * level_of(codec, code_at(codec, page + t * row_bytes, i)); // none overwritten
+        for (int64_t i = 0; i < d && mean != nullptr; i++) back[i] += mean[i];
         if (turn > 0) rotate(back.data(), d / turn, turn);
         std::copy(back.begin(), back.end(), worth.begin() + c * d);
     }
@@ -229,6 +236,7 @@ struct shape {
     float value_size = 1;
     bool turned = true; // sealed pages are rotated
     bool seal_all = false;
+    bool means = false; // sealed keys lack means
     int64_t num_blocks() const { return (num_cells + attention_block - 1) / attention_block; }
 };
 inline std::ostream & operator<<(std::ostream & out, const shape & s) {
@@ -277,7 +285,7 @@ struct scene {
     std::set<int64_t> evicted;
 
     scene(const shape & s, isa token)
-        : of(s), k(s.k, s.d_k, s.num_cells, s.run_cells, s.keys, 1, 0, token, s.turned, s.seal_all),
+        : of(s), k(s.k, s.d_k, s.num_cells, s.run_cells, s.keys, 1, 0, token, s.turned, s.seal_all, s.means),
           v(s.v, s.d_v, s.num_cells, s.run_cells, s.vals, s.value_size, 1 << 20, token, s.turned, s.seal_all), q(s.num_rows, 4 * s.d_k, 4 * s.d_k + 4, 4),
           out(s.num_rows, 4 * s.d_v, 4 * s.d_v + 4, 4), mask(s.num_rows, 2 * s.num_cells, 2 * s.num_cells + 2, 2),
           sight(s.num_rows, s.num_blocks(), s.num_blocks() + 1) {

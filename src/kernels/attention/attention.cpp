@@ -7,6 +7,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 namespace alloy {
 namespace {
@@ -63,6 +64,12 @@ class rows_of_page {
     uint16_t masks_[attention_tile][attention_block];
 };
 
+void add_to_rows(const float * x, int64_t num_rows, int64_t d, float * rows) {
+    for (int64_t r = 0; r < num_rows; r++) {
+        for (int64_t i = 0; i < d; i++) rows[r * d + i] += x[i];
+    }
+}
+
 // One block of cells in the forms that tiles read, each made when the first tile asks for it.
 class repacked_block {
   public:
@@ -111,7 +118,8 @@ class repacked_block {
     void expand(const attention_pages & from, int64_t group, int64_t sealed, float * rows) const {
         const attention_page & page = from.pages[block_];
         page.cells->expand(page.data, stride_of(from, block_), n_, from.d, rows);
-        const bool turned = sealed > 0 && is_coded(page.cells->type);
+        const bool coded = is_coded(page.cells->type), turned = sealed > 0 && coded;
+        if (page.mean != nullptr) add_to_rows(page.mean, n_, from.d, rows);
         if (group > 0 && !turned) args_.rotate(rows, n_ * from.d / group, group);
     }
     void pack_int8() {
@@ -164,6 +172,8 @@ attention_state take_state(arena & memory, const attention_state_shape & shape) 
     s.q = s.q_sealed = memory.take<float>(shape.num_rows * shape.d_k);
     if (shape.sealed_k) s.q_sealed = memory.take<float>(shape.num_rows * shape.d_k);
     if (shape.few) s.q_codes = memory.take<float>(shape.num_rows * coded_query_floats(shape.d_k));
+    s.mean = memory.take<const float *>(1);
+    s.of_mean = memory.take<float>(shape.num_rows);
     s.seen = take_sums(memory, shape);
     if (shape.sealed_v) s.sealed = take_sums(memory, shape);
     return s;
@@ -245,6 +255,7 @@ void attention_begin(const attention_args & args, const attention_state & state)
         args.rotate(state.q_sealed, args.num_rows * d_k / args.sealed_k, args.sealed_k);
     }
     if (state.q_codes != nullptr && args.tiles->code_queries != nullptr) args.tiles->code_queries(state.q_sealed, args.num_rows, d_k, state.q_codes);
+    *state.mean = nullptr;
     empty(state.seen, args.num_rows, d_v);
     if (state.sealed.m != nullptr) empty(state.sealed, args.num_rows, d_v);
 }
@@ -275,6 +286,17 @@ void score_block(const attention_args & args, const attention_state & state, int
     const float * q = codes ? state.q_codes : coded ? state.q_sealed : state.q;
     const int64_t q_floats = codes ? coded_query_floats(args.k.d) : args.k.d;
     k.cells->scores(q + first * q_floats, num_rows, args.k.d, k.data, stride_of(args.k, block), cells_of_block(args, block), next, s);
+    if (k.mean == nullptr) return;
+    if (k.mean != *state.mean) {
+        *state.mean = k.mean;
+        for (int64_t r = 0; r < args.num_rows; r++) {
+            const float * of_row = state.q_sealed + r * args.k.d;
+            state.of_mean[r] = std::inner_product(of_row, of_row + args.k.d, k.mean, 0.0f);
+        }
+    }
+    for (int64_t r = 0; r < num_rows; r++) {
+        for (int64_t c = 0; c < attention_block; c++) s[r * attention_block + c] += state.of_mean[first + r];
+    }
 }
 
 } // namespace

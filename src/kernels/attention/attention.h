@@ -73,6 +73,7 @@ struct attention_page {
     const uint8_t * data;
     const attention_cells * cells;
     const attention_packing * packing = nullptr; // that the page is part of; the same for keys and values
+    const float * mean = nullptr; // [d] of sealed keys: what was taken from every row before, in the transform of sealed pages. null: nothing
 };
 
 // The cells of one key or value head, block by block. Blocks of a codec are sealed pages, dense; other cells lie `stride` bytes apart, and
@@ -141,6 +142,8 @@ struct attention_state {
     float * q;           // [num_rows][d_k] times scale * log2(e)
     float * q_sealed;    // the same for sealed keys; q where these do not differ
     float * q_codes;     // q_sealed as `code_queries` leaves them, for attend_block; null otherwise
+    const float ** mean; // of sealed keys, that was met last
+    float * of_mean;     // [num_rows] what it adds to logits
     attention_sums seen; // of all cells but
     attention_sums sealed; // sealed values in their transform; no memory where these do not differ
 };

@@ -94,7 +94,7 @@ TEST_P(attention, masks_softcaps_and_sinks) {
 // From the sums that whole attention told.
 TEST_P(attention, probabilities_of_a_block) {
     for (const masks mask : {masks::causal, masks::alibi}) {
-        scene s({.k = type, .v = type, .num_rows = 20, .num_cells = 300, .mask = mask, .seal_all = true}, token);
+        scene s({.k = type, .v = type, .num_rows = 20, .num_cells = 300, .mask = mask, .seal_all = true, .means = true}, token);
         std::vector<float> log_sums(20);
         for (int64_t r = 0; r < 20; r++) s.rows[r].log_sum = &log_sums[r];
         s.attend(way::few);
@@ -108,6 +108,16 @@ TEST_P(attention, probabilities_of_a_block) {
                 const double bias = s.hides(r, c) ? -INFINITY : s.rows[r].slope * half_value(reinterpret_cast<const uint8_t *>(s.rows[r].mask + c));
                 ASSERT_NEAR(p[i], std::exp(s.logit(r, c) + bias - log_sums[r] / log2_e), 1e-3) << "row " << r << " cell " << c;
             }
+        }
+    }
+}
+
+TEST_P(attention, means_of_sealed_keys) {
+    if (!is_coded(type)) return;
+    for (const masks mask : all_masks) {
+        for (const float softcap : {0.0f, 5.0f}) {
+            const shape s = {.k = type, .v = type, .d_v = 32, .num_rows = 19, .num_cells = 700, .mask = mask, .recent = false, .softcap = softcap, .means = true};
+            check(s, {way::few, way::tiles, way::int8});
         }
     }
 }
