@@ -68,22 +68,6 @@ std::vector<side> sides_of(const bench_options & options, const std::string & pl
     return sides;
 }
 
-json host_json(const json & row, const finished_child & alloy) {
-    json host = {{"program", "llama-bench"}};
-    for (const char * name : {"build_number", "build_commit"}) {
-        if (row.contains(name)) host[name] = row[name];
-    }
-    if (alloy.counters)
-        host["ggml"] = std::string(alloy.counters->host, strnlen(alloy.counters->host, sizeof(alloy.counters->host)));
-    return host;
-}
-
-json counters_json(const counter_block & block) {
-    json list = json::object();
-    for (int i = 0; i < num_counters; i++) list[info_of(static_cast<counter>(i)).name] = block.values[i].load();
-    return list;
-}
-
 // One llama-bench process. Throws when it says nothing that can be counted.
 std::vector<measured_row> measure(bench_run & run, const side & as, finished_child & child) {
     std::vector<measured_row> rows;
@@ -164,7 +148,8 @@ void add_round(bench_report & report, round_rows & round) {
 
 void note_host(bench_run & run, const json & row, const finished_child & child) {
     run.report.counters = counters_json(*child.counters);
-    run.report.head["host"] = host_json(row, child);
+    if (run.report.head.contains("host")) return;
+    run.report.head["host"] = host_json(run.program, child.counters.get());
     run.report.head["model"] = {{"file", stem(row.value("model_filename", run.options.model))},
                                 {"type", row.value("model_type", "")},
                                 {"size", row.value("model_size", 0ULL)},

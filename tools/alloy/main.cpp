@@ -139,6 +139,12 @@ void describe_quality(CLI::App & quality, quality_options & options) {
         ->capture_default_str();
     quality.add_option("--documents", options.documents, "Of each length")->check(CLI::Range(1, 1000))->capture_default_str();
     quality.add_flag("--no-probes", options.without_probes, "Distributions only, no questions to llama-server");
+    quality.add_option("--patience", options.patience, "Give llama-server up after so many seconds in which it does nothing")
+        ->check(CLI::Range(0.1, 86400.0))
+        ->type_name("SECONDS")
+        ->capture_default_str();
+    quality.add_flag("--no-references", options.without_references,
+                     "Do not measure the caches of stock that the gates of int8 (q8_0) and compact (q4_0) compare with");
     quality.add_option("--state", options.state, "Where finished steps and stock's logits are kept until the end")
         ->type_name("DIR");
     quality.add_flag("--keep", options.keep, "Do not remove them at the end");
