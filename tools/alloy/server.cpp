@@ -69,10 +69,12 @@ token_list llama_server::tokens_of(const std::string & path, const nlohmann::jso
                                             [this] { return is_worth_it(); });
     if (was_interrupted()) throw std::runtime_error("stopped");
     if (answer.status == 0) {
+        const bool is_stuck = !is_worth_it();
         // An ended process is not always to be seen at once.
-        for (int turn = 0; turn < 20 && is_worth_it(); turn++) std::this_thread::sleep_for(std::chrono::milliseconds(50));
-        throw std::runtime_error(is_worth_it() ? fmt::format("llama-server: no whole answer to {}", path)
-                                               : fmt::format("llama-server: no answer to {}: {}", path, complaint()));
+        for (int turn = 0; turn < 20 && child_->is_alive(); turn++) std::this_thread::sleep_for(std::chrono::milliseconds(50));
+        throw std::runtime_error(is_stuck || !child_->is_alive()
+                                     ? fmt::format("llama-server: no answer to {}: {}", path, complaint())
+                                     : fmt::format("llama-server: no whole answer to {}", path));
     }
     try {
         if (answer.status == 200) return nlohmann::json::parse(answer.body).at("tokens").get<token_list>();
