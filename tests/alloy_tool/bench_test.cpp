@@ -96,7 +96,7 @@ TEST_F(bench, a_crash_keeps_finished_rounds) {
     set["FAKE_BENCH_FAIL"] = "ALLOY 2";
     finished result = run({"--json"});
     EXPECT_EQ(result.code, 1);
-    EXPECT_TRUE(has(result.err, "alloy: llama-bench ended with signal 11 (Segmentation fault): something went wrong\n"))
+    EXPECT_TRUE(has(result.err, "alloy: llama-bench ended with signal 11 (Segmentation fault): something went wrong with model.gguf\n"))
         << result.err;
     const json report = json::parse(result.out);
     EXPECT_EQ(report["rounds"], 1);
@@ -141,6 +141,31 @@ TEST_F(bench, a_row_without_speed_is_no_result) {
     EXPECT_TRUE(has(result.err, "a row without a number 'avg_ts'")) << result.err;
 }
 
+TEST_F(bench, a_host_with_its_backends_linked_in) {
+    host = "bench_linked_in";
+    EXPECT_EQ(run().code, 0); // -dev ALLOY0 is added to the side with the plugin
+    const finished result = run({"-dev", "ALLOY0"});
+    EXPECT_EQ(result.code, 0) << result.err;
+    EXPECT_EQ(run({"-dev", "none"}).code, 1); // the plugin is not asked for
+}
+
+TEST_F(bench, an_option_that_the_host_refuses) {
+    const finished result = run({"--nonsense"});
+    EXPECT_EQ(result.code, 2);
+    EXPECT_EQ(result.out, "");
+    EXPECT_TRUE(has(result.err, "alloy bench: llama-bench: error: invalid parameter for argument: --nonsense\n")) << result.err;
+    EXPECT_FALSE(has(result.err, "stock -fa off")) << result.err; // no second try
+}
+
+TEST_F(bench, a_test_twice_is_two) {
+    const finished result = run({"--json", "-p", "512,512"});
+    EXPECT_EQ(result.code, 0) << result.err;
+    const json report = json::parse(result.out);
+    ASSERT_EQ(report["tests"].size(), 3u);
+    EXPECT_EQ(report["tests"][1]["name"], "pp512 (2)");
+    EXPECT_DOUBLE_EQ(report["tests"][1]["result"]["alloy_median"], 100);
+}
+
 TEST_F(bench, an_interrupt_keeps_finished_rounds) {
     set["FAKE_BENCH_SLEEP"] = "0.2";
     const std::string saved = folder.path / "saved.json";
@@ -177,6 +202,8 @@ TEST_F(bench, wrong_use_is_one_line) {
     complains({}, "no model, expected -m FILE");
     complains({"-m", model, "-o", "csv"}, "expected --json, --csv or --html");
     complains({"-m", model, "--rounds", "0"}, "--rounds");
+    complains({"-m", model, "-fa", "on,off"}, "-fa on,off: expected one value");
+    complains({"-m", model, "--json", "--csv"}, "--json excludes --csv");
     complains({"-m", model, "--host", fake_host("bench_run_time"), "--html", "/nowhere/page.html"}, "/nowhere/page.html");
     complains({"--from", folder.write("bad.json", "{")}, "bad.json: no JSON");
     complains({"--from", folder.write("other.json", "{}")}, "other.json");

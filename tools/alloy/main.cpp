@@ -39,7 +39,7 @@ constexpr const char * doctor_codes =
 constexpr const char * run_codes =
     "  run      that of the program; 125 libggml-alloy.so is missing, 126 the program is not executable, 127 it is not found\n";
 constexpr const char * status_codes = "  status   0; 1 when --pid names a process that does not use the plugin\n";
-constexpr const char * bench_codes = "  bench    2 nothing was measured (no llama-bench, model or disk), 1 a side failed or the "
+constexpr const char * bench_codes = "  bench    2 nothing was measured (no llama-bench, model or disk, or an option that it refuses), 1 a side failed or the "
                                      "plugin did not run, 130 stopped by ^C\n";
 constexpr const char * quality_codes = "  quality  as bench; 1 also when a mode does not keep its gates\n";
 constexpr const char * all_codes = "  all      2 wrong command line\n";
@@ -113,8 +113,8 @@ void describe_bench(CLI::App & bench, bench_options & options) {
     bench.add_option("--warmup", options.warmup, "Rounds before them that do not count")
         ->check(CLI::Range(0, 100))
         ->capture_default_str();
-    bench.add_flag("--json", options.json, "The report on stdout, with raw samples");
-    bench.add_flag("--csv", options.csv, "The raw samples on stdout");
+    CLI::Option * json = bench.add_flag("--json", options.json, "The report on stdout, with raw samples");
+    bench.add_flag("--csv", options.csv, "The raw samples on stdout")->excludes(json);
     describe_report_files(bench, options);
 }
 
@@ -148,8 +148,8 @@ void describe_quality(CLI::App & quality, quality_options & options) {
     quality.add_option("--state", options.state, "Where finished steps and stock's logits are kept until the end")
         ->type_name("DIR");
     quality.add_flag("--keep", options.keep, "Do not remove them at the end");
-    quality.add_flag("--json", options.json, "The report on stdout");
-    quality.add_flag("--csv", options.csv, "The distributions' figures on stdout");
+    CLI::Option * json = quality.add_flag("--json", options.json, "The report on stdout");
+    quality.add_flag("--csv", options.csv, "The distributions' figures on stdout")->excludes(json);
     describe_report_files(quality, options);
 }
 

@@ -6,6 +6,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <sstream>
 #include <string>
@@ -50,12 +51,17 @@ int main(int argc, char ** argv) {
     const bool has_plugin = fake::has_plugin(argc, argv);
     const std::string side = has_plugin ? "ALLOY" : argument(argc, argv, "-fa", "on") == "on" ? "STOCK_ON" : "STOCK_OFF";
     const int start = starts_before(side);
+    for (int i = 1; i < argc; i++) {
+        if (std::strcmp(argv[i], "--nonsense") != 0 && (has_plugin || std::strcmp(argv[i], "ALLOY0") != 0)) continue;
+        std::fprintf(stderr, "error: invalid parameter for argument: %s\n", argv[i]);
+        return 1;
+    }
     if (has_plugin && variable("FAKE_BENCH_IDLE") != "unloaded") {
         alloy::publish_counters(ggml_version(), "avx2");
         if (variable("FAKE_BENCH_IDLE").empty()) fake::count_some_work();
     }
     if (variable("FAKE_BENCH_FAIL") == side + " " + std::to_string(start)) {
-        std::fputs("something went wrong\n", stderr);
+        std::fprintf(stderr, "something went wrong with %s\n", argument(argc, argv, "-m", "").c_str());
         std::raise(SIGSEGV);
     }
     std::string memory(has_plugin ? 20 << 20 : 40 << 20, 'x'); // seen as anonymous memory
@@ -63,6 +69,7 @@ int main(int argc, char ** argv) {
     std::istringstream depths(argument(argc, argv, "-d", "0"));
     for (std::string depth; std::getline(depths, depth, ',');) {
         print_row(side, 512, 0, std::atoi(depth.c_str()), speed(side, start));
+        if (argument(argc, argv, "-p", "") == "512,512") print_row(side, 512, 0, std::atoi(depth.c_str()), speed(side, start) / 2);
         print_row(side, 0, 64, std::atoi(depth.c_str()), speed(side, start) / 10);
     }
     return memory[5] == 'x' ? 0 : 1;
