@@ -39,7 +39,7 @@ class LinkedHost(harness.HostTest):
         if not alloy.exists():
             self.skipTest("the command line is not built")
         text.write_text(" ".join(f"the {i}th word of a text without much sense," for i in range(200)))
-        small = model("llama-tiny")
+        small = model("llama-q4_0")
         cases = {"bench": ["--rounds", "1", "--warmup", "0", "-p", "16", "-n", "4"],
                  "quality": ["-f", text, "--no-probes", "--no-references", "--context", "128", "--chunks", "1", "--preset", "exact", "--state", self.folder.name]}
         for command, arguments in cases.items():
