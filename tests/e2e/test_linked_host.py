@@ -41,7 +41,7 @@ class LinkedHost(harness.HostTest):
         text.write_text(" ".join(f"the {i}th word of a text without much sense," for i in range(200)))
         small = model("llama-q4_0")
         cases = {"bench": ["--rounds", "1", "--warmup", "0", "-p", "16", "-n", "4"],
-                 "quality": ["-f", text, "--no-probes", "--no-references", "--context", "128", "--chunks", "1", "--preset", "exact", "--state", self.folder.name]}
+                 "quality": ["-f", text, "--no-probes", "--no-references", "--context", "128", "--chunks", "2", "--preset", "exact", "--state", self.folder.name]}
         for command, arguments in cases.items():
             with self.subTest(command=command):
                 done = subprocess.run([alloy, command, "-m", small, "--host", LINKED, "--json", *arguments], env=stock(), capture_output=True, text=True, timeout=harness.TIMEOUT)

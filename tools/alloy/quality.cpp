@@ -166,6 +166,11 @@ void prepare(quality_run & run) {
         if (!path.empty() && !can_write(path, complaint)) throw refused{complaint};
     }
     run.report["notes"] = json::array();
+    const int64_t scored = static_cast<int64_t>(o.chunks) * (o.context - 1 - o.context / 2);
+    constexpr int least_scored = 100; // below, llama-perplexity tells no statistics
+    if (scored < least_scored)
+        throw refused{fmt::format("--context {} --chunks {}: {} tokens would be scored, expected at least {}", o.context, o.chunks,
+                                  scored, least_scored)};
     if (model.is_quantised())
         run.report["notes"].push_back("the weights are quantised: whatever changes a sum's order re-rolls the rounding of 8-bit "
                                       "activations, in stock's own "
