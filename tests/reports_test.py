@@ -15,7 +15,7 @@ PAGE = """<!-- until reports: bench -->
 by hand
 <!-- /until -->
 <!-- reports: summary -->
-old
+out of date
 <!-- /reports -->
 <!-- reports: bench -->
 <!-- /reports -->
@@ -34,7 +34,8 @@ class Tables(unittest.TestCase):
             (self.root / page).write_text(PAGE)
 
     def save(self, kind: str, **changes) -> None:
-        report = json.loads((ROOT / f"tests/alloy_tool/reports/{kind}.json").read_text()) | {"complete": True} | changes
+        machine = {"cpu": "Some CPU", "cores": 4, "isa": "avx2", "system": "Linux"}
+        report = json.loads((ROOT / f"tests/alloy_tool/reports/{kind}.json").read_text()) | {"complete": True, "plugin": "9.9.9", "machine": machine} | changes
         (self.root / f"docs/reports/known-{kind}.json").write_text(json.dumps(report))
 
     def run_script(self, *words: str) -> int:
@@ -51,9 +52,9 @@ class Tables(unittest.TestCase):
         self.assertEqual(self.run_script("--check"), 0)
         page = self.page()
         self.assertNotIn("by hand", page)
-        self.assertNotIn("old", page)
+        self.assertNotIn("out of date", page)
         self.assertIn("| pp512 | 100.0 (-fa on) | 200.0 | 2.00 [2.00 .. 2.50] | faster | 300, 120 |", page)
-        self.assertIn("llama.cpp 7 (abc); ggml 0.0.1; ggml-alloy ", page)
+        self.assertIn("llama.cpp 7 (abc); ggml 0.0.1; ggml-alloy 9.9.9", page)
         self.assertIn("GGML_ALLOY_KV=compact ([raw](reports/known-bench.json))", page)
         self.assertIn("pp512 @ d4096: 2.54", page)
         self.assertIn("| compact | 0.006426 ± 0.000443 |", page)
