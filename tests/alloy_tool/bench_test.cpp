@@ -96,7 +96,8 @@ TEST_F(bench, a_crash_keeps_finished_rounds) {
     set["FAKE_BENCH_FAIL"] = "ALLOY 2";
     finished result = run({"--json"});
     EXPECT_EQ(result.code, 1);
-    EXPECT_TRUE(has(result.err, "alloy: llama-bench ended with signal 11 (Segmentation fault): something went wrong with model.gguf\n"))
+    EXPECT_TRUE(
+        has(result.err, "alloy: llama-bench ended with signal 11 (Segmentation fault): something went wrong with model.gguf\n"))
         << result.err;
     const json report = json::parse(result.out);
     EXPECT_EQ(report["rounds"], 1);

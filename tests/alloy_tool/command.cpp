@@ -30,7 +30,8 @@ std::string contents(const fs::path & path) {
     return text.str();
 }
 
-pid_t start_command(const std::vector<std::string> & command, const environment & set, const fs::path & out, const fs::path & err) {
+pid_t start_command(const std::vector<std::string> & command, const environment & set, const fs::path & out,
+                    const fs::path & err) {
     const pid_t child = fork();
     if (child != 0) return child;
     for (const char * variable : steering) unsetenv(variable);

@@ -228,7 +228,8 @@ TEST(top, fits_a_small_terminal) {
     int code = -1;
     std::string text = shown_by_top(counters.runtime.path, code);
     EXPECT_EQ(code, 0);
-    EXPECT_TRUE(has(text, "alloy top") && has(text, "llama-server (" + std::to_string(getpid()) + ")") && has(text, "MUL_MAT 40")) << text;
+    EXPECT_TRUE(has(text, "alloy top") && has(text, "llama-server (" + std::to_string(getpid()) + ")") && has(text, "MUL_MAT 40"))
+        << text;
     std::istringstream lines(text);
     for (std::string line; std::getline(lines, line);) EXPECT_LE(line.size(), 80u) << line;
     EXPECT_TRUE(has(text, "delegated 0\n") && has(text, "failed graphs 0\n")) << text; // to their ends

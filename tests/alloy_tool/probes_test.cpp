@@ -11,7 +11,8 @@ namespace {
 std::string some_prose() {
     std::string prose;
     for (unsigned i = 1; prose.size() < 30000; i++) {
-        for (unsigned left = i * 2654435761u >> 7, n = 0; n < 4 + i % 5; n++, left /= 7) prose += static_cast<char>('a' + (left + n * i) % 26);
+        for (unsigned left = i * 2654435761u >> 7, n = 0; n < 4 + i % 5; n++, left /= 7)
+            prose += static_cast<char>('a' + (left + n * i) % 26);
         prose += i % 11 == 0 ? ".\n" : " ";
     }
     return prose;
@@ -86,8 +87,12 @@ TEST_F(probes, right_answers_lost_ones_and_texts) {
     EXPECT_TRUE(left_nothing());
 }
 
-TEST_F(probes, a_server_that_dies) { fails("dies", "stock: llama-server did not come up: it ended with exit code 3: error: no such architecture"); }
-TEST_F(probes, a_server_that_never_has_its_model) { fails("loads", "llama-server did not come up: it did nothing for 1 seconds"); }
+TEST_F(probes, a_server_that_dies) {
+    fails("dies", "stock: llama-server did not come up: it ended with exit code 3: error: no such architecture");
+}
+TEST_F(probes, a_server_that_never_has_its_model) {
+    fails("loads", "llama-server did not come up: it did nothing for 1 seconds");
+}
 TEST_F(probes, a_server_that_takes_no_connection) { fails("deaf", "llama-server did not come up: it did nothing for 1 seconds"); }
 TEST_F(probes, a_server_that_crashes) { fails("crashes", "no answer to /completion: it ended with signal 11"); }
 TEST_F(probes, a_server_that_is_stuck) { fails("silent", "no answer to /completion: it did nothing for 1 seconds"); }

@@ -144,8 +144,9 @@ TEST_F(quality, wrong_use_is_one_line_and_leaves_nothing) {
     fs::create_symlink(host + "/llama-perplexity", half / "llama-perplexity");
     complains({"-m", model, "-f", prose, "--host", half}, "llama-server: not found");
     complains({"-m", model, "-f", prose, "--host", host, "--preset", "nonsense"}, "--preset nonsense");
-    complains({"-m", model, "-f", prose, "--host", host, "--plugin", fake_plugin(), "--no-probes", "--context", "128", "--chunks", "1"},
-              "63 tokens would be scored, expected at least 100");
+    complains(
+        {"-m", model, "-f", prose, "--host", host, "--plugin", fake_plugin(), "--no-probes", "--context", "128", "--chunks", "1"},
+        "63 tokens would be scored, expected at least 100");
     complains({"-m", model}, "expected -m MODEL and -f TEXT");
     // More logits than any disk holds; the text is a hole that takes no room.
     const std::string huge = folder.write("huge", "a");

@@ -51,7 +51,8 @@ void check_arguments(const bench_options & options) {
     if (has_word(options.arguments, {"-o", "--output"}))
         throw refused{"-o: alloy bench reads llama-bench's output itself, expected --json, --csv or --html"};
     if (options.fa.find(',') != std::string::npos)
-        throw refused{fmt::format("-fa {}: expected one value, for alloy's side; stock is always measured with both", options.fa)};
+        throw refused{
+            fmt::format("-fa {}: expected one value, for alloy's side; stock is always measured with both", options.fa)};
     if (!options.model.empty() && has_word(options.arguments, {"-hf", "-hfr", "--hf-repo"}))
         throw refused{"got both -m and -hf, expected one model"};
     if (options.model.empty() && !has_word(options.arguments, {"-hf", "-hfr", "--hf-repo"}))
@@ -70,7 +71,8 @@ texts without_own_device(texts arguments, texts & device_flags) {
         device_flags.clear();
         if (arguments[i + 1].find("ALLOY") == std::string::npos) continue;
         device_flags = {arguments[i], arguments[i + 1]};
-        arguments.erase(arguments.begin() + static_cast<std::ptrdiff_t>(i), arguments.begin() + static_cast<std::ptrdiff_t>(i) + 2);
+        arguments.erase(arguments.begin() + static_cast<std::ptrdiff_t>(i),
+                        arguments.begin() + static_cast<std::ptrdiff_t>(i) + 2);
         break;
     }
     return arguments;

@@ -126,18 +126,17 @@ struct peak_since_line {
 
 std::string signal_text(int signal) { return fmt::format("signal {} ({})", signal, strsignal(signal)); }
 
-// Of all its threads, and whether it is stopped. The program's name, in parentheses, may hold anything.
-uint64_t processor_ticks(int process, bool & is_stopped) {
+// Of all its threads; `state` is the main one's. The program's name, in parentheses, may hold anything.
+uint64_t processor_ticks(int process, std::string & state) {
     const std::string text = contents(fmt::format("/proc/{}/stat", process));
     const size_t name_end = text.rfind(')');
     if (name_end == std::string::npos) return 0;
     std::istringstream fields(text.substr(name_end + 1));
-    std::string state, skipped;
+    std::string skipped;
     uint64_t user = 0, system = 0;
     fields >> state;
     for (int i = 0; i < 10; i++) fields >> skipped;
     fields >> user >> system;
-    is_stopped = state == "T" || state == "t";
     return user + system;
 }
 
@@ -279,19 +278,25 @@ bool living_child::is_alive() {
     return process_ > 0;
 }
 
+void living_child::begin_waiting() {
+    std::string state;
+    ticks_ = processor_ticks(process_, state);
+    idle_ = 0;
+    last_look_ = clock::now();
+}
+
 double living_child::idle_seconds() {
-    constexpr uint64_t some = 5; // ticks: waking up to look at a clock is no work
+    constexpr double most_gap = 0.5; // between two looks; more is time in which we were stopped
     const auto now = clock::now();
     const double gone = std::chrono::duration<double>(now - last_look_).count();
     last_look_ = now;
-    bool is_stopped = false;
-    const uint64_t ticks = processor_ticks(process_, is_stopped);
-    if (ticks >= ticks_ + some) {
-        ticks_ = ticks;
-        idle_ = 0;
-    } else if (!is_stopped) {
-        idle_ += std::min(gone, 1.0);
-    }
+    std::string state;
+    const double worked =
+        static_cast<double>(processor_ticks(process_, state) - ticks_) / static_cast<double>(sysconf(_SC_CLK_TCK));
+    if (worked > 0.05 + 0.01 * idle_)
+        begin_waiting();
+    else if (state != "T" && state != "t" && state != "D") // stopped, at a debugger, at a disk
+        idle_ += std::min(gone, most_gap);
     return idle_;
 }
 

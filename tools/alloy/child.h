@@ -57,8 +57,10 @@ public:
     living_child & operator=(const living_child &) = delete;
     bool is_alive();
     std::string ending() const { return ending_; } // "exit code 1"; empty while it is alive
-    // For how long it has used no processor time to speak of. Time in which it or we were stopped does not count. To be asked often.
+    // For how long it has used no processor time to speak of (1 %: to answer "not yet" is no work). Time in which it waited for a
+    // disk, or it or we were stopped, does not count. To be asked a few times a second, after begin_waiting().
     double idle_seconds();
+    void begin_waiting();
     int process() const { return process_; }
     std::unique_ptr<counter_block> counters(); // now; null: none is published
     std::string log() const;

@@ -39,8 +39,9 @@ constexpr const char * doctor_codes =
 constexpr const char * run_codes =
     "  run      that of the program; 125 libggml-alloy.so is missing, 126 the program is not executable, 127 it is not found\n";
 constexpr const char * status_codes = "  status   0; 1 when --pid names a process that does not use the plugin\n";
-constexpr const char * bench_codes = "  bench    2 nothing was measured (no llama-bench, model or disk, or an option that it refuses), 1 a side failed or the "
-                                     "plugin did not run, 130 stopped by ^C\n";
+constexpr const char * bench_codes =
+    "  bench    2 nothing was measured (no llama-bench, model or disk, or an option that it refuses), 1 a side failed or the "
+    "plugin did not run, 130 stopped by ^C\n";
 constexpr const char * quality_codes = "  quality  as bench; 1 also when a mode does not keep its gates\n";
 constexpr const char * all_codes = "  all      2 wrong command line\n";
 

@@ -169,8 +169,8 @@ void prepare(quality_run & run) {
     const int64_t scored = static_cast<int64_t>(o.chunks) * (o.context - 1 - o.context / 2);
     constexpr int least_scored = 100; // below, llama-perplexity tells no statistics
     if (scored < least_scored)
-        throw refused{fmt::format("--context {} --chunks {}: {} tokens would be scored, expected at least {}", o.context, o.chunks,
-                                  scored, least_scored)};
+        throw refused{fmt::format("--context {} --chunks {}: {} tokens would be scored, expected at least {}", o.context,
+                                  o.chunks, scored, least_scored)};
     if (model.is_quantised())
         run.report["notes"].push_back("the weights are quantised: whatever changes a sum's order re-rolls the rounding of 8-bit "
                                       "activations, in stock's own "
@@ -335,7 +335,8 @@ void expect_steps(quality_run & run, const texts & references) {
 void measure_all(quality_run & run) {
     texts references = references_of(run.options);
     if (run.options.without_references) {
-        for (const std::string & name : references) run.report["notes"].push_back("gates do not compare with " + name + ", which was not measured");
+        for (const std::string & name : references)
+            run.report["notes"].push_back("gates do not compare with " + name + ", which was not measured");
         references.clear();
     } else if (!references.empty()) {
         fmt::print(stderr, "alloy quality: {} will be measured too, for the gates; --no-references does without\n",

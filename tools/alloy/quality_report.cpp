@@ -37,7 +37,8 @@ const json * mode_named(const json & report, const std::string & name) {
     return nullptr;
 }
 
-json judged(const json & report, const quality_gate & gate, const divergence & d, const divergence & floor, const measured & ppl) {
+json judged(const json & report, const quality_gate & gate, const divergence & d, const divergence & floor,
+            const measured & ppl) {
     json list = json::array();
     const auto add = [&](const char * what, double limit, double value, gate_result result) {
         if (!std::isnan(limit)) list.push_back({{"what", what}, {"limit", limit}, {"value", value}, {"result", name_of(result)}});
@@ -179,7 +180,8 @@ std::string quality_table(const json & report) {
                     fmt::format("{}{}: {} {:.4g} ({:.4g})", verdicts.empty() ? "" : "; ", gate["result"].get<std::string>(),
                                 gate["what"].get<std::string>(), gate["limit"].get<double>(), gate["value"].get<double>());
         }
-        if (verdicts.empty()) verdicts = !mode.at("gates").empty() ? "pass" : mode.value("reference", false) ? "reference" : "none";
+        if (verdicts.empty())
+            verdicts = !mode.at("gates").empty() ? "pass" : mode.value("reference", false) ? "reference" : "none";
         line(mode.at("name"), divergence_from(mode.at("divergence")),
              fmt::format("{:+.3f} +- {:.3f}", mode["change"]["ppl"].get<double>(), mode["change"]["ppl_error"].get<double>()),
              verdicts);

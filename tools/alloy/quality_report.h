@@ -19,7 +19,7 @@ struct quality_gate {
     const char * reference;            // mode of stock whose mean KLD over the floor is a limit too, times `share`; empty: none
     double share;
 };
-bool evicts(const nlohmann::ordered_json & settings); // do they leave cells out of the cache
+bool evicts(const nlohmann::ordered_json & settings);                    // do they leave cells out of the cache
 quality_gate gate_of(const std::string & mode, bool leaves_out = false); // for shares ("0.30") that of `tiny`
 
 enum class gate_result { pass, unsure, fail }; // unsure: beyond the limit by less than two standard errors

@@ -80,7 +80,8 @@ json machine_json() {
 
 json host_json(const std::string & program, const counter_block * counters) {
     json host = {{"program", stem(program)}};
-    for (const auto & [name, value] : {std::pair{"llama.cpp", told_version(program)}, {"ggml", ggml_version(program, counters)}}) {
+    for (const auto & [name, value] :
+         {std::pair{"llama.cpp", told_version(program)}, {"ggml", ggml_version(program, counters)}}) {
         if (!value.empty()) host[name] = value;
     }
     return host;

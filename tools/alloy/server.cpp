@@ -31,8 +31,9 @@ llama_server::llama_server(const std::string & program, const std::string & mode
         port_ = free_loopback_port();
         const std::string name = fmt::format("alloy-{}-{}", getpid(), port_);
         // One slot, and nothing that keeps copies of the cache on the side.
-        std::vector<std::string> command = {program, "-m",     model,       "-np",    "1",  "--cache-ram", "0", "-ctxcp",
-                                            "0",     "--host", "127.0.0.1", "--port", std::to_string(port_), "-a", name};
+        std::vector<std::string> command = {program,  "-m", model,    "-np",       "1",      "--cache-ram",         "0",
+                                            "-ctxcp", "0",  "--host", "127.0.0.1", "--port", std::to_string(port_), "-a",
+                                            name};
         command.insert(command.end(), arguments.begin(), arguments.end());
         child_ = std::make_unique<living_child>(command, as);
         if (comes_up(name)) return;
@@ -46,12 +47,13 @@ llama_server::~llama_server() = default;
 
 // `name` tells ours from another server that took the port before it.
 bool llama_server::comes_up(const std::string & name) {
-    while (is_worth_it() && !was_interrupted()) {
+    child_->begin_waiting();
+    for (int turn = 0; is_worth_it() && !was_interrupted(); turn++) {
         const auto still = [this] { return is_worth_it(); };
         if (ask_loopback(port_, "/health", {}, still).status == 200 &&
             ask_loopback(port_, "/v1/models", {}, still).body.find(name) != std::string::npos)
             return true;
-        std::this_thread::sleep_for(std::chrono::milliseconds(50));
+        std::this_thread::sleep_for(std::chrono::milliseconds(turn < 40 ? 50 : 250));
     }
     return false;
 }
@@ -65,6 +67,7 @@ std::string llama_server::complaint() const {
 }
 
 token_list llama_server::tokens_of(const std::string & path, const nlohmann::json & body) {
+    child_->begin_waiting();
     const http_answer answer = ask_loopback(port_, path, body.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace),
                                             [this] { return is_worth_it(); });
     if (was_interrupted()) throw std::runtime_error("stopped");

@@ -69,7 +69,8 @@ int main(int argc, char ** argv) {
     std::istringstream depths(argument(argc, argv, "-d", "0"));
     for (std::string depth; std::getline(depths, depth, ',');) {
         print_row(side, 512, 0, std::atoi(depth.c_str()), speed(side, start));
-        if (argument(argc, argv, "-p", "") == "512,512") print_row(side, 512, 0, std::atoi(depth.c_str()), speed(side, start) / 2);
+        if (argument(argc, argv, "-p", "") == "512,512")
+            print_row(side, 512, 0, std::atoi(depth.c_str()), speed(side, start) / 2);
         print_row(side, 0, 64, std::atoi(depth.c_str()), speed(side, start) / 10);
     }
     return memory[5] == 'x' ? 0 : 1;

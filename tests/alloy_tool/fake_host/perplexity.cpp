@@ -24,8 +24,11 @@ int main(int argc, char ** argv) {
     if (fake::told_version(argc, argv)) return 0;
     const bool has_plugin = fake::has_plugin(argc, argv);
     const std::string kv = variable("GGML_ALLOY_KV"), cache = fake::argument(argc, argv, "-ctk", "");
-    std::ofstream(variable("FAKE_PPL_LOG"), std::ios::app)
-        << (has_plugin ? kv : !cache.empty() ? "stock-" + cache : compares ? "floor" : "base") << '\n';
+    std::ofstream(variable("FAKE_PPL_LOG"), std::ios::app) << (has_plugin       ? kv
+                                                               : !cache.empty() ? "stock-" + cache
+                                                               : compares       ? "floor"
+                                                                                : "base")
+                                                           << '\n';
     if (has_plugin) fake::count_some_work();
     std::this_thread::sleep_for(std::chrono::milliseconds(40));
     if (has_plugin && variable("FAKE_PPL_FAIL") == kv) std::raise(SIGABRT);
@@ -35,7 +38,10 @@ int main(int argc, char ** argv) {
         return 0;
     }
     if (!std::ifstream(base)) return 1;
-    const double kld = std::atof((has_plugin ? variable("FAKE_PPL_KLD") : cache.empty() ? "0.0001" : variable("FAKE_PPL_STOCK_KLD")).c_str());
+    const double kld = std::atof((has_plugin      ? variable("FAKE_PPL_KLD")
+                                  : cache.empty() ? "0.0001"
+                                                  : variable("FAKE_PPL_STOCK_KLD"))
+                                     .c_str());
     std::printf("Mean PPL(Q)                   :  %f ±  0.500000\nMean PPL(base)                :  20.010000 ±  0.500000\n",
                 has_plugin ? 20.02 : 20.0);
     std::printf("Mean PPL(Q)/PPL(base)         :   1.001000 ±   %s\n", has_plugin ? "0.000500" : "0.000300");

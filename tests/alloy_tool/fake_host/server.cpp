@@ -1,9 +1,9 @@
 // A llama-server whose tokens are bytes and whose model repeats: what followed the last 8 tokens when they were there before.
 // FAKE_SERVER chooses how it fails: "dies" at the start, "crashes" at a completion; "loads" without end, "deaf": takes no
-// connection, "silent": never answers a completion; "nonsense", "tokenless", "cut": answers that are none. FAKE_SERVER_BUSY=N: the
-// first N starts find their port taken. FAKE_SERVER_WORK=S: a completion takes so long, all of it work. FAKE_SERVER_LOG gets a line
-// a start: process, and "stock" or the value of GGML_ALLOY_KV. With GGML_ALLOY_KV=compact it forgets all but the last 300 tokens and
-// writes other texts from the 11th token on.
+// connection, "silent": never answers a completion; "nonsense", "tokenless", "cut": answers that are none. FAKE_SERVER_BUSY=N:
+// the first N starts find their port taken. FAKE_SERVER_WORK=S: a completion takes so long, all of it work. FAKE_SERVER_LOG gets
+// a line a start: process, and "stock" or the value of GGML_ALLOY_KV. With GGML_ALLOY_KV=compact it forgets all but the last 300
+// tokens and writes other texts from the 11th token on.
 #include "host_side.h"
 
 #include <algorithm>
@@ -39,7 +39,8 @@ int next_token(const tokens & text) {
 }
 
 json completion(const json & asked) {
-    const auto until = std::chrono::steady_clock::now() + std::chrono::duration<double>(std::atof(variable("FAKE_SERVER_WORK").c_str()));
+    const auto until =
+        std::chrono::steady_clock::now() + std::chrono::duration<double>(std::atof(variable("FAKE_SERVER_WORK").c_str()));
     while (std::chrono::steady_clock::now() < until) {
     }
     if (behaves("crashes")) std::raise(SIGSEGV);
@@ -93,7 +94,8 @@ std::string request_of(int file) {
 }
 
 void serve_one(int file, const std::string & name) {
-    const std::string request = request_of(file), path = request.substr(request.find(' ') + 1, request.find(' ', 5) - request.find(' ') - 1);
+    const std::string request = request_of(file),
+                      path = request.substr(request.find(' ') + 1, request.find(' ', 5) - request.find(' ') - 1);
     std::string reply = "HTTP/1.1 503 Loading\r\nContent-Length: 2\r\n\r\n{}";
     if (!behaves("loads")) {
         const size_t end = request.find("\r\n\r\n");
