@@ -3,7 +3,7 @@ PRESET ?= release
 BUILD  := build/$(PRESET)
 JOBS   ?= $(shell nproc)
 
-.PHONY: all demo test bench docs clean
+.PHONY: all demo test bench publish docs clean
 all: $(BUILD)/build.ninja
 	cmake --build $(BUILD) -j $(JOBS) --target ggml-alloy alloy
 
@@ -19,6 +19,10 @@ test:
 # Ratios to stock, printed; never fails by time. Quiet machine wanted.
 bench:
 	tools/setup/bench.sh $(PRESET)
+
+# The reports of docs/reports and the tables made of them. Hours; goes on where it was stopped. `tools/docs/publish.sh --list` tells.
+publish: all
+	tools/docs/publish.sh
 
 docs: all
 	$(BUILD)/bin/alloy knobs --markdown > docs/knobs.md

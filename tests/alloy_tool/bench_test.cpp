@@ -6,9 +6,6 @@
 #include <sstream>
 #include <thread>
 
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
@@ -30,7 +27,7 @@ protected:
     temporary_folder folder; // also the system's temporary folder, so that what is left behind is seen
     std::string model = folder.write("model.gguf", "GGUF....");
     fs::path state = folder.path / "state", scratch = folder.path / "scratch";
-    std::string rounds = "3";
+    std::string rounds = "3", host = "bench_run_time";
     environment set;
 
     void SetUp() override {
@@ -44,7 +41,7 @@ protected:
                {"FAKE_BENCH_ALLOY", "1 200 260 192"}};
     }
     std::vector<std::string> words(std::vector<std::string> more) const {
-        std::vector<std::string> all = {"bench",    "-m",          model,      "--host", fake_host("bench"),
+        std::vector<std::string> all = {"bench",    "-m",          model,      "--host", fake_host(host),
                                         "--plugin", fake_plugin(), "--rounds", rounds};
         all.insert(all.end(), more.begin(), more.end());
         return all;
@@ -99,7 +96,8 @@ TEST_F(bench, a_crash_keeps_finished_rounds) {
     set["FAKE_BENCH_FAIL"] = "ALLOY 2";
     finished result = run({"--json"});
     EXPECT_EQ(result.code, 1);
-    EXPECT_TRUE(has(result.err, "alloy: llama-bench ended with signal 11 (Segmentation fault): something went wrong\n"))
+    EXPECT_TRUE(
+        has(result.err, "alloy: llama-bench ended with signal 11 (Segmentation fault): something went wrong with model.gguf\n"))
         << result.err;
     const json report = json::parse(result.out);
     EXPECT_EQ(report["rounds"], 1);
@@ -144,28 +142,40 @@ TEST_F(bench, a_row_without_speed_is_no_result) {
     EXPECT_TRUE(has(result.err, "a row without a number 'avg_ts'")) << result.err;
 }
 
+TEST_F(bench, a_host_with_its_backends_linked_in) {
+    host = "bench_linked_in";
+    EXPECT_EQ(run().code, 0); // -dev ALLOY0 is added to the side with the plugin
+    const finished result = run({"-dev", "ALLOY0"});
+    EXPECT_EQ(result.code, 0) << result.err;
+    EXPECT_EQ(run({"-dev", "none"}).code, 1); // the plugin is not asked for
+}
+
+TEST_F(bench, an_option_that_the_host_refuses) {
+    const finished result = run({"--nonsense"});
+    EXPECT_EQ(result.code, 2);
+    EXPECT_EQ(result.out, "");
+    EXPECT_TRUE(has(result.err, "alloy bench: llama-bench: error: invalid parameter for argument: --nonsense\n")) << result.err;
+    EXPECT_FALSE(has(result.err, "stock -fa off")) << result.err; // no second try
+}
+
+TEST_F(bench, a_test_twice_is_two) {
+    const finished result = run({"--json", "-p", "512,512"});
+    EXPECT_EQ(result.code, 0) << result.err;
+    const json report = json::parse(result.out);
+    ASSERT_EQ(report["tests"].size(), 3u);
+    EXPECT_EQ(report["tests"][1]["name"], "pp512 (2)");
+    EXPECT_DOUBLE_EQ(report["tests"][1]["result"]["alloy_median"], 100);
+}
+
 TEST_F(bench, an_interrupt_keeps_finished_rounds) {
     set["FAKE_BENCH_SLEEP"] = "0.2";
     const std::string saved = folder.path / "saved.json";
     rounds = "500";
-    const pid_t child = fork();
-    if (child == 0) {
-        for (const auto & [name, value] : set) setenv(name.c_str(), value.c_str(), 1);
-        std::vector<std::string> all = words({"--save", saved});
-        all.insert(all.begin(), ALLOY_BINARY);
-        std::vector<char *> arguments;
-        for (std::string & word : all) arguments.push_back(word.data());
-        arguments.push_back(nullptr);
-        if (freopen("/dev/null", "w", stdout) != nullptr && freopen("/dev/null", "w", stderr) != nullptr)
-            execv(arguments[0], arguments.data());
-        _exit(98);
-    }
+    const int child = start_alloy(words({"--save", saved}), set);
     const auto alloy_starts = [&] { return contents(state / "ALLOY").size(); };
     for (int i = 0; i < 2000 && alloy_starts() < 4; i++) std::this_thread::sleep_for(std::chrono::milliseconds(10));
     kill(child, SIGINT);
-    int status = 0;
-    waitpid(child, &status, 0);
-    EXPECT_EQ(WEXITSTATUS(status), 130);
+    EXPECT_EQ(ended_with(child), 130);
     const json report = json::parse(contents(saved));
     EXPECT_GE(report["rounds"], 2);
     EXPECT_EQ(report["tests"][0]["samples"]["alloy"]["tokens_per_second"].size(), report["rounds"]);
@@ -193,7 +203,9 @@ TEST_F(bench, wrong_use_is_one_line) {
     complains({}, "no model, expected -m FILE");
     complains({"-m", model, "-o", "csv"}, "expected --json, --csv or --html");
     complains({"-m", model, "--rounds", "0"}, "--rounds");
-    complains({"-m", model, "--host", fake_host("bench"), "--html", "/nowhere/page.html"}, "/nowhere/page.html");
+    complains({"-m", model, "-fa", "on,off"}, "-fa on,off: expected one value");
+    complains({"-m", model, "--json", "--csv"}, "--json excludes --csv");
+    complains({"-m", model, "--host", fake_host("bench_run_time"), "--html", "/nowhere/page.html"}, "/nowhere/page.html");
     complains({"--from", folder.write("bad.json", "{")}, "bad.json: no JSON");
     complains({"--from", folder.write("other.json", "{}")}, "other.json");
 }

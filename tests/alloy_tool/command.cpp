@@ -30,24 +30,28 @@ std::string contents(const fs::path & path) {
     return text.str();
 }
 
+pid_t start_command(const std::vector<std::string> & command, const environment & set, const fs::path & out,
+                    const fs::path & err) {
+    const pid_t child = fork();
+    if (child != 0) return child;
+    for (const char * variable : steering) unsetenv(variable);
+    for (const auto & [variable, value] : set) setenv(variable.c_str(), value.c_str(), 1);
+    dup2(open(out.c_str(), O_WRONLY | O_CREAT, 0600), STDOUT_FILENO);
+    dup2(open(err.c_str(), O_WRONLY | O_CREAT, 0600), STDERR_FILENO);
+    std::vector<char *> arguments;
+    for (const std::string & word : command) arguments.push_back(const_cast<char *>(word.c_str()));
+    arguments.push_back(nullptr);
+    execv(arguments[0], arguments.data());
+    _exit(98);
+}
+
 } // namespace
 
 finished run_command(const std::vector<std::string> & command, const environment & set) {
     const temporary_folder folder;
     const fs::path out = folder.path / "out", err = folder.path / "err";
     const auto start = std::chrono::steady_clock::now();
-    const pid_t child = fork();
-    if (child == 0) {
-        for (const char * variable : steering) unsetenv(variable);
-        for (const auto & [variable, value] : set) setenv(variable.c_str(), value.c_str(), 1);
-        dup2(open(out.c_str(), O_WRONLY | O_CREAT, 0600), STDOUT_FILENO);
-        dup2(open(err.c_str(), O_WRONLY | O_CREAT, 0600), STDERR_FILENO);
-        std::vector<char *> arguments;
-        for (const std::string & word : command) arguments.push_back(const_cast<char *>(word.c_str()));
-        arguments.push_back(nullptr);
-        execv(arguments[0], arguments.data());
-        _exit(98);
-    }
+    const pid_t child = start_command(command, set, out, err);
     finished result;
     int status = 0;
     while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
@@ -63,6 +67,18 @@ finished run_command(const std::vector<std::string> & command, const environment
 finished run_alloy(std::vector<std::string> arguments, const environment & set) {
     arguments.insert(arguments.begin(), ALLOY_BINARY);
     return run_command(arguments, set);
+}
+
+int start_alloy(std::vector<std::string> arguments, const environment & set) {
+    arguments.insert(arguments.begin(), ALLOY_BINARY);
+    return start_command(arguments, set, "/dev/null", "/dev/null");
+}
+
+int ended_with(int process) {
+    int status = 0;
+    while (waitpid(process, &status, 0) < 0 && errno == EINTR) {
+    }
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
 bool has(const std::string & text, const std::string & part) { return text.find(part) != std::string::npos; }

@@ -21,6 +21,10 @@ using environment = std::map<std::string, std::string>;
 finished run_command(const std::vector<std::string> & command, const environment & set = {});
 finished run_alloy(std::vector<std::string> arguments, const environment & set = {});
 
+// Goes on beside the test, its output thrown away. Returns its process number; ended_with() waits and tells the exit code.
+int start_alloy(std::vector<std::string> arguments, const environment & set = {});
+int ended_with(int process);
+
 bool has(const std::string & text, const std::string & part);
 
 // A folder that goes with the object.

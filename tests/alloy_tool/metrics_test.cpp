@@ -5,6 +5,7 @@
 
 #include "command.h"
 
+#include <chrono>
 #include <csignal>
 #include <cstring>
 #include <ctime>
@@ -16,6 +17,9 @@
 #include <thread>
 
 #include <arpa/inet.h>
+#include <poll.h>
+#include <pty.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -190,6 +194,49 @@ TEST(top, once_and_without_a_terminal) {
     const finished live = run_alloy({"top"});
     EXPECT_EQ(live.code, 2);
     EXPECT_TRUE(has(live.err, "no terminal")) << live.err;
+}
+
+// What a terminal of 80x24 gets until q is pressed, without its control sequences.
+std::string shown_by_top(const fs::path & runtime, int & code) {
+    winsize size{24, 80, 0, 0};
+    int terminal = -1;
+    const pid_t process = forkpty(&terminal, nullptr, nullptr, &size);
+    if (process == 0) {
+        setenv("XDG_RUNTIME_DIR", runtime.c_str(), 1);
+        setenv("TERM", "xterm", 1);
+        execl(ALLOY_BINARY, "alloy", "top", "--interval", "0.1", nullptr);
+        _exit(98);
+    }
+    std::string text;
+    char bytes[4096];
+    const auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(1500);
+    for (bool has_quit = false; !has_quit || std::chrono::steady_clock::now() < until + std::chrono::seconds(5);) {
+        if (!has_quit && std::chrono::steady_clock::now() > until) has_quit = write(terminal, "q", 1) == 1;
+        pollfd ready{terminal, POLLIN, 0};
+        if (poll(&ready, 1, 100) <= 0) continue;
+        const ssize_t got = read(terminal, bytes, sizeof(bytes));
+        if (got <= 0) break; // it has ended
+        text.append(bytes, static_cast<size_t>(got));
+    }
+    close(terminal);
+    code = ended_with(process);
+    return std::regex_replace(text, std::regex("\x1b(\\[[0-9;?]*[A-Za-z]|\\([A-Z0-9]|[=>])"), "\n");
+}
+
+TEST(top, fits_a_small_terminal) {
+    running_metrics counters;
+    int code = -1;
+    std::string text = shown_by_top(counters.runtime.path, code);
+    EXPECT_EQ(code, 0);
+    EXPECT_TRUE(has(text, "alloy top") && has(text, "llama-server (" + std::to_string(getpid()) + ")") && has(text, "MUL_MAT 40"))
+        << text;
+    std::istringstream lines(text);
+    for (std::string line; std::getline(lines, line);) EXPECT_LE(line.size(), 80u) << line;
+    EXPECT_TRUE(has(text, "delegated 0\n") && has(text, "failed graphs 0\n")) << text; // to their ends
+    const temporary_folder nothing;
+    text = shown_by_top(nothing.path, code);
+    EXPECT_EQ(code, 0);
+    EXPECT_TRUE(has(text, "No process uses the plugin now.")) << text;
 }
 #endif
 

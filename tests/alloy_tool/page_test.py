@@ -23,7 +23,10 @@ const marks = [...document.querySelectorAll('svg [data-value]')].map(m => {
   return {chart: svg.getAttribute('aria-label'), kind: m.tagName, cls: m.getAttribute('class'), series: m.dataset.series, x: +m.dataset.x, value: +m.dataset.value,
           left: box.left, right: box.right, top: box.top, bottom: box.bottom, shown: box.width >= 0 && box.left >= frame.left - 1 && box.right <= frame.right + 1 &&
           box.top >= frame.top - 1 && box.bottom <= frame.bottom + 1, fill: getComputedStyle(m).fill}});
-document.getElementById('probe').textContent = JSON.stringify({marks, links: [...document.querySelectorAll('[src],link,script:not(:last-of-type)')].length});
+const page = getComputedStyle(document.body), root = document.documentElement;
+document.getElementById('probe').textContent = JSON.stringify({marks, ink: page.color, back: page.backgroundColor, width: innerWidth, needs: root.scrollWidth,
+  axes: [...document.querySelectorAll('svg text')].map(a => getComputedStyle(a).fill),
+  tables: document.querySelectorAll('table').length, links: [...document.querySelectorAll('[src],link,script:not(:last-of-type)')].length});
 </script>"""
 
 
@@ -31,7 +34,7 @@ def chromium() -> str | None:
     return next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome", "chrome"])), None)
 
 
-def look(browser: str, page: pathlib.Path) -> dict:
+def look(browser: str, page: pathlib.Path, width: int = 1200, is_dark: bool = False) -> dict:
     """What the browser drew. The page forbids scripts, so that line is taken out of the copy that is looked at."""
     text = page.read_text()
     policy = re.search(r'<meta http-equiv="Content-Security-Policy"[^>]*>', text)
@@ -40,8 +43,8 @@ def look(browser: str, page: pathlib.Path) -> dict:
     probed = page.with_suffix(".probe.html")
     probed.write_text(text.replace(policy[0], "").replace("</body>", PROBE + "</body>"))
     with tempfile.TemporaryDirectory(prefix="alloy-page-") as profile:
-        done = subprocess.run([browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}", "--window-size=1200,4000", "--dump-dom", probed.as_uri()],
-                              capture_output=True, text=True, timeout=180)
+        done = subprocess.run([browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}", f"--window-size={width},4000",
+                               f"--blink-settings=preferredColorScheme={0 if is_dark else 1}", "--dump-dom", probed.as_uri()], capture_output=True, text=True, timeout=180)
     found = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.S)
     assert found and found[1], f"Chromium drew nothing: {done.stderr[-500:]}"
     return json.loads(html.unescape(found[1]))
@@ -55,6 +58,28 @@ def on_one_scale(points: list[tuple[float, float]]) -> None:
     for value, pixel in points:
         expected = p0 + (value - v0) / (v1 - v0) * (p1 - p0)
         assert abs(pixel - expected) < 1, f"{value} is drawn at {pixel}, expected {expected}"
+
+
+def brightness(colour: str) -> float:
+    """Relative luminance (WCAG) of "rgb(1, 2, 3)"."""
+    parts = [int(n) / 255 for n in re.findall(r"\d+", colour)[:3]]
+    red, green, blue = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(a: str, b: str) -> float:
+    low, high = sorted([brightness(a), brightness(b)])
+    return (high + 0.05) / (low + 0.05)
+
+
+def check_colours(seen: dict, is_dark: bool) -> None:
+    """Text and marks must stand out from the page, in both of its schemes."""
+    assert (brightness(seen["back"]) < 0.1) == is_dark, f"{'dark' if is_dark else 'light'} page on {seen['back']}"
+    assert contrast(seen["ink"], seen["back"]) > 7, f"{seen['ink']} on {seen['back']}"
+    for colour in set(seen["axes"]):
+        assert contrast(colour, seen["back"]) > 4.5, f"chart text {colour} on {seen['back']}"
+    for colour in {m["fill"] for m in seen["marks"]}:
+        assert contrast(colour, seen["back"]) > 2, f"a mark in {colour} on {seen['back']}"
 
 
 def check_marks(marks: list[dict]) -> None:
@@ -90,6 +115,19 @@ def samples_drawn(marks: list[dict], report: dict) -> None:
                    for m in marks), f"{test['name']}: no ratio"
 
 
+def divergences_drawn(marks: list[dict], report: dict) -> None:
+    """A bar for the floor and each mode; a dot for each length of each kind of question."""
+    bars = {m["series"]: m["value"] for m in marks if m["chart"] == "Mean KLD"}
+    expected = {"floor": report["floor"], **{mode["name"]: mode["divergence"] for mode in report["modes"]}}
+    assert bars.keys() == expected.keys() and all(math.isclose(bars[n], max(0, d["kld"]), rel_tol=1e-6, abs_tol=1e-12) for n, d in expected.items()), f"{bars}"
+    for name, questions in {"stock": report.get("stock_recall", []), **{m["name"]: m.get("recall", []) for m in report["modes"]}}.items():
+        for kind, length in {(q["kind"], q["length"]) for q in questions}:
+            right = [r for q in questions if (q["kind"], q["length"]) == (kind, length) for r in q["right"]]
+            share = 100 * sum(right) / len(right)
+            drawn = [m["value"] for m in marks if m["chart"] == f"Recall, {kind}" and m["series"] == name and m["x"] == length]
+            assert len(drawn) == 1 and math.isclose(drawn[0], share, rel_tol=1e-6, abs_tol=1e-9), f"{kind}, {name}, {length}: {drawn}, expected {share}"
+
+
 def main() -> None:
     alloy, folder = sys.argv[1], pathlib.Path(sys.argv[2])
     browser = chromium()
@@ -103,11 +141,16 @@ def main() -> None:
             report = json.loads(file.read_text())
             page = pathlib.Path(out, file.stem + ".html")
             subprocess.run([alloy, report["report"].split()[1], "--from", file, "--html", page], check=True, stdout=subprocess.DEVNULL)
-            seen = look(browser, page)
-            assert seen["links"] == 0
-            check_marks(seen["marks"])
-            if report["report"] == "alloy bench":
-                samples_drawn(seen["marks"], report)
+            for width, is_dark in [(1200, False), (1200, True), (500, False)]:
+                seen = look(browser, page, width, is_dark)
+                assert seen["links"] == 0 and seen["tables"] > 0
+                assert seen["needs"] <= seen["width"], f"{file.name}: {seen['needs']} pixels wide in a window of {seen['width']}"
+                check_colours(seen, is_dark)
+                check_marks(seen["marks"])
+                if report["report"] == "alloy bench":
+                    samples_drawn(seen["marks"], report)
+                else:
+                    divergences_drawn(seen["marks"], report)
             print(f"{file.name}: {len(seen['marks'])} marks in {len({m['chart'] for m in seen['marks']})} charts")
 
 

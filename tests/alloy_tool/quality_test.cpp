@@ -1,59 +1,21 @@
 // alloy quality on a llama-perplexity whose figures are known.
-#include "command.h"
 #include "gguf_info.h"
 #include "perplexity_output.h"
 #include "quality_report.h"
+#include "quality_scene.h"
 
 #include <algorithm>
-#include <fstream>
-#include <sstream>
-
-#include <gtest/gtest.h>
-#include <nlohmann/json.hpp>
 
 namespace alloy::test {
 namespace {
 
-namespace fs = std::filesystem;
-using json = nlohmann::ordered_json;
-
-template <class T> std::string bytes(T value) { return {reinterpret_cast<const char *>(&value), sizeof(value)}; }
-std::string text(const std::string & t) { return bytes<uint64_t>(t.size()) + t; }
-
-// A header with a vocabulary of so many tokens and nothing else of use.
-std::string gguf(int vocabulary) {
-    std::string file = "GGUF" + bytes<uint32_t>(3) + bytes<uint64_t>(0) + bytes<uint64_t>(4);
-    file += text("general.name") + bytes<uint32_t>(8) + text("fake");
-    file += text("fake.context_length") + bytes<uint32_t>(4) + bytes<uint32_t>(2048);
-    file +=
-        text("tokenizer.ggml.scores") + bytes<uint32_t>(9) + bytes<uint32_t>(6) + bytes<uint64_t>(2) + bytes(1.0f) + bytes(2.0f);
-    file += text("tokenizer.ggml.tokens") + bytes<uint32_t>(9) + bytes<uint32_t>(8) + bytes<uint64_t>(vocabulary);
-    for (int i = 0; i < vocabulary; i++) file += text(std::to_string(i));
-    return file;
-}
-
-std::string contents(const fs::path & path) {
-    std::ifstream file(path);
-    std::ostringstream all;
-    all << file.rdbuf();
-    return all.str();
-}
-
-class quality : public ::testing::Test {
+// Distributions only.
+class quality : public quality_scene {
 protected:
-    temporary_folder folder;
-    std::string model = folder.write("model.gguf", gguf(1000)), prose = folder.write("prose", std::string(9000, 'a'));
-    fs::path state = folder.path / "state", log = folder.path / "log";
-    environment set = {{"FAKE_PPL_LOG", log}, {"FAKE_PPL_KLD", "0.0004"}};
-
-    std::vector<std::string> words(std::vector<std::string> more) const {
-        std::vector<std::string> all = {"quality",          "-m",       model,         "-f",      prose, "--host",
-                                        fake_host("bench"), "--plugin", fake_plugin(), "--state", state, "--no-probes"};
-        all.insert(all.end(), more.begin(), more.end());
-        return all;
+    finished run(std::vector<std::string> more = {}) const {
+        more.emplace_back("--no-probes");
+        return quality_scene::run(more);
     }
-    finished run(std::vector<std::string> more = {}) const { return run_alloy(words(std::move(more)), set); }
-    bool left_nothing() const { return !fs::exists(state) || fs::is_empty(state); }
 };
 
 TEST_F(quality, figures_gates_and_nothing_left) {
@@ -72,9 +34,18 @@ TEST_F(quality, figures_gates_and_nothing_left) {
     EXPECT_NEAR(exact["gates"][0]["value"], 0.0003, 1e-9);
     EXPECT_EQ(exact["gates"][0]["result"], "pass");
     EXPECT_EQ(exact["gates"][3]["result"], "unsure"); // 0.1 % for 0.05 %, but the error is 0.04 %
-    EXPECT_EQ(report["modes"][1]["gates"].size(), 3u);
-    EXPECT_EQ(report["modes"][1]["counters"]["kv_sealed_pages"], 7);
-    EXPECT_EQ(contents(log), "base\nfloor\nexact\ncompact\n");
+    const json & compact = report["modes"][1];
+    ASSERT_EQ(compact["gates"].size(), 5u);
+    EXPECT_TRUE(has(compact["gates"][1]["what"], "at most 0.1 of stock-q4_0's"));
+    EXPECT_NEAR(compact["gates"][1]["limit"], 0.001, 1e-9); // a tenth of what is over the floor
+    EXPECT_EQ(compact["gates"][1]["result"], "pass");
+    EXPECT_EQ(compact["counters"]["kv_sealed_pages"], 7);
+    EXPECT_EQ(report["modes"][2]["name"], "stock-q4_0");
+    EXPECT_TRUE(report["modes"][2]["gates"].empty());
+    EXPECT_EQ(report["host"]["ggml"], "0.0.1-fake");
+    EXPECT_EQ(report["host"]["llama.cpp"], "7 (abc)");
+    EXPECT_EQ(contents(log), "base\nfloor\nexact\ncompact\nstock-q4_0\n");
+    EXPECT_TRUE(has(result.err, "stock-q4_0 will be measured too, for the gates")) << result.err;
     EXPECT_TRUE(has(result.err, "of disk for stock's logits in ")) << result.err;
     EXPECT_TRUE(left_nothing());
 }
@@ -84,6 +55,39 @@ TEST_F(quality, a_gate_that_is_not_kept_is_an_exit_code) {
     const finished result = run({"--preset", "exact"});
     EXPECT_EQ(result.code, 1);
     EXPECT_TRUE(has(result.out, "fail: mean KLD over floor, at most 0.0005 (0.0199)")) << result.out;
+}
+
+TEST_F(quality, compact_must_beat_stock_by_ten) {
+    set["FAKE_PPL_STOCK_KLD"] = "0.0021";
+    finished result = run({"--preset", "compact"});
+    EXPECT_EQ(result.code, 1) << result.out;
+    EXPECT_TRUE(has(result.out, "fail: mean KLD over floor, at most 0.1 of stock-q4_0's 0.0002 (0.0003)")) << result.out;
+    EXPECT_TRUE(has(result.out, "reference")) << result.out;
+    // Measured once when it was asked for itself, and not at all on request.
+    fs::remove(log);
+    EXPECT_EQ(run({"--preset", "compact", "--preset", "stock-q4_0"}).code, 1);
+    EXPECT_EQ(contents(log), "base\nfloor\ncompact\nstock-q4_0\n");
+    fs::remove(log);
+    result = run({"--preset", "compact", "--no-references"});
+    EXPECT_EQ(result.code, 0) << result.out;
+    EXPECT_TRUE(has(result.out, "note: gates do not compare with stock-q4_0")) << result.out;
+    EXPECT_EQ(contents(log), "base\nfloor\ncompact\n");
+}
+
+TEST_F(quality, gates_of_modes) {
+    EXPECT_EQ(tool::gate_of("compact").kld, 0.006);
+    EXPECT_EQ(tool::gate_of("0.30").kld, tool::gate_of("tiny").kld);
+    EXPECT_EQ(tool::gate_of("tiny", true).same_top, 90); // cells are left out
+    EXPECT_EQ(tool::gate_of("exact", true).same_top, 99.5);
+    EXPECT_TRUE(std::isnan(tool::gate_of("stock-q8_0").kld));
+}
+
+TEST_F(quality, a_host_with_its_backends_linked_in) {
+    host = "bench_linked_in";
+    const finished result = run({"--json", "--preset", "compact"});
+    EXPECT_EQ(result.code, 0) << result.err;
+    EXPECT_EQ(json::parse(result.out)["modes"][0]["counters"]["graphs"], 3);
+    EXPECT_TRUE(left_nothing());
 }
 
 TEST_F(quality, goes_on_where_it_ended) {
@@ -98,7 +102,7 @@ TEST_F(quality, goes_on_where_it_ended) {
     set.erase("FAKE_PPL_FAIL");
     result = run({"--preset", "exact", "--preset", "compact"});
     EXPECT_EQ(result.code, 0) << result.err;
-    EXPECT_EQ(contents(log), "base\nfloor\nexact\ncompact\ncompact\n");
+    EXPECT_EQ(contents(log), "base\nfloor\nexact\ncompact\ncompact\nstock-q4_0\n");
     EXPECT_TRUE(left_nothing());
 }
 
@@ -129,14 +133,20 @@ TEST_F(quality, wrong_use_is_one_line_and_leaves_nothing) {
         EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
         EXPECT_FALSE(fs::exists(state));
     };
-    const std::string host = fake_host("bench");
+    const std::string host = fake_host("bench_run_time");
     complains({"-m", "/nowhere.gguf", "-f", prose}, "-m: /nowhere.gguf: no such file");
     complains({"-m", folder.write("cut", "GGUF1234"), "-f", prose}, "cut short");
     complains({"-m", model, "-f", "/nowhere"}, "-f: /nowhere: no such file");
     complains({"-m", model, "-f", folder.write("short", "abc")}, "3 bytes, expected at least two contexts");
     complains({"-m", model, "-f", prose, "--host", folder.path}, "llama-perplexity: not found");
-    complains({"-m", model, "-f", prose, "--host", host}, "llama-server: not found");
+    const fs::path half = folder.path / "half";
+    fs::create_directory(half);
+    fs::create_symlink(host + "/llama-perplexity", half / "llama-perplexity");
+    complains({"-m", model, "-f", prose, "--host", half}, "llama-server: not found");
     complains({"-m", model, "-f", prose, "--host", host, "--preset", "nonsense"}, "--preset nonsense");
+    complains(
+        {"-m", model, "-f", prose, "--host", host, "--plugin", fake_plugin(), "--no-probes", "--context", "128", "--chunks", "1"},
+        "63 tokens would be scored, expected at least 100");
     complains({"-m", model}, "expected -m MODEL and -f TEXT");
     // More logits than any disk holds; the text is a hole that takes no room.
     const std::string huge = folder.write("huge", "a");

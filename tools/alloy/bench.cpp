@@ -24,11 +24,13 @@ using texts = std::vector<std::string>;
 struct refused {
     std::string why; // one line
     int code = exit_usage;
+    bool is_final = false; // no other way of stock would help
 };
 
 struct bench_run {
     const bench_options & options;
     std::string program;
+    texts arguments;         // for both sides
     std::vector<side> sides; // stock's ways, then alloy
     bench_report report;
     progress told;
@@ -48,6 +50,9 @@ bool has_word(const texts & words, const texts & names) {
 void check_arguments(const bench_options & options) {
     if (has_word(options.arguments, {"-o", "--output"}))
         throw refused{"-o: alloy bench reads llama-bench's output itself, expected --json, --csv or --html"};
+    if (options.fa.find(',') != std::string::npos)
+        throw refused{
+            fmt::format("-fa {}: expected one value, for alloy's side; stock is always measured with both", options.fa)};
     if (!options.model.empty() && has_word(options.arguments, {"-hf", "-hfr", "--hf-repo"}))
         throw refused{"got both -m and -hf, expected one model"};
     if (options.model.empty() && !has_word(options.arguments, {"-hf", "-hfr", "--hf-repo"}))
@@ -59,6 +64,20 @@ void check_arguments(const bench_options & options) {
     }
 }
 
+// A device of the plugin's can be asked for on its own side only. Without such words `device_flags` stay as they are.
+texts without_own_device(texts arguments, texts & device_flags) {
+    for (size_t i = 0; i + 1 < arguments.size(); i++) {
+        if (arguments[i] != "-dev" && arguments[i] != "--device") continue;
+        device_flags.clear();
+        if (arguments[i + 1].find("ALLOY") == std::string::npos) continue;
+        device_flags = {arguments[i], arguments[i + 1]};
+        arguments.erase(arguments.begin() + static_cast<std::ptrdiff_t>(i),
+                        arguments.begin() + static_cast<std::ptrdiff_t>(i) + 2);
+        break;
+    }
+    return arguments;
+}
+
 std::vector<side> sides_of(const bench_options & options, const std::string & plugin, const texts & device_flags) {
     std::vector<side> sides;
     // What the user says of -fa is for alloy; stock shows its better side.
@@ -68,20 +87,10 @@ std::vector<side> sides_of(const bench_options & options, const std::string & pl
     return sides;
 }
 
-json host_json(const json & row, const finished_child & alloy) {
-    json host = {{"program", "llama-bench"}};
-    for (const char * name : {"build_number", "build_commit"}) {
-        if (row.contains(name)) host[name] = row[name];
-    }
-    if (alloy.counters)
-        host["ggml"] = std::string(alloy.counters->host, strnlen(alloy.counters->host, sizeof(alloy.counters->host)));
-    return host;
-}
-
-json counters_json(const counter_block & block) {
-    json list = json::object();
-    for (int i = 0; i < num_counters; i++) list[info_of(static_cast<counter>(i)).name] = block.values[i].load();
-    return list;
+// What is told may be published.
+std::string without_folder(std::string text, const std::string & path) {
+    for (size_t at = 0; !path.empty() && (at = text.find(path)) != std::string::npos;) text.replace(at, path.size(), stem(path));
+    return text;
 }
 
 // One llama-bench process. Throws when it says nothing that can be counted.
@@ -92,7 +101,7 @@ std::vector<measured_row> measure(bench_run & run, const side & as, finished_chi
     if (!run.options.model.empty()) command.insert(command.end(), {"-m", run.options.model});
     command.insert(command.end(), {"-o", "jsonl"});
     if (!has_word(run.options.arguments, {"-r", "--repetitions"})) command.insert(command.end(), {"-r", "1"});
-    command.insert(command.end(), run.options.arguments.begin(), run.options.arguments.end());
+    command.insert(command.end(), run.arguments.begin(), run.arguments.end());
     child = run_child(command, as, [&](const std::string & line, uint64_t memory) {
         if (line.empty()) return;
         measured_row row{{}, memory};
@@ -103,8 +112,11 @@ std::vector<measured_row> measure(bench_run & run, const side & as, finished_chi
             complaint = why;
     });
     if (child.stopped) return {};
-    if (!child.is_good())
-        throw refused{fmt::format("{}: llama-bench ended with {}: {}", as.name, child.ending(), child.last_words()), exit_bad};
+    if (!child.is_good()) {
+        const std::string words = without_folder(child.last_words(), run.options.model);
+        if (words.find("invalid parameter") != std::string::npos) throw refused{"llama-bench: " + words, exit_usage, true};
+        throw refused{fmt::format("{}: llama-bench ended with {}: {}", as.name, child.ending(), words), exit_bad};
+    }
     if (complaint.empty() && rows.empty()) complaint = "llama-bench printed no results";
     if (!complaint.empty()) throw refused{fmt::format("{}: {}", as.name, complaint), exit_bad};
     return rows;
@@ -158,13 +170,15 @@ void add_round(bench_report & report, round_rows & round) {
     if (cut != report.tests.end()) {
         const std::string name = cut->name;
         report.tests.erase(cut, report.tests.end());
+        if (report.tests.empty()) report.rounds = 0;
         throw refused{fmt::format("'{}': not every side ran this test", name), exit_bad};
     }
 }
 
 void note_host(bench_run & run, const json & row, const finished_child & child) {
     run.report.counters = counters_json(*child.counters);
-    run.report.head["host"] = host_json(row, child);
+    if (run.report.head.contains("host")) return;
+    run.report.head["host"] = host_json(run.program, child.counters.get());
     run.report.head["model"] = {{"file", stem(row.value("model_filename", run.options.model))},
                                 {"type", row.value("model_type", "")},
                                 {"size", row.value("model_size", 0ULL)},
@@ -197,7 +211,7 @@ bool run_round(bench_run & run, int number, round_rows & round) {
         try {
             round[which] = measure(run, as, child);
         } catch (const refused & why) {
-            if (number > 0 || !as.plugin.empty() || stock_ways(run) < 2) throw;
+            if (why.is_final || number > 0 || !as.plugin.empty() || stock_ways(run) < 2) throw;
             leave_out(run, which, why.why);
             continue;
         }
@@ -271,9 +285,9 @@ int bench_or_refuse(const bench_options & options) {
     texts device_flags;
     if (!find_host_program(options.host, "llama-bench", program, device_flags, complaint)) throw refused{complaint};
     if (!find_plugin(options.plugin, plugin, complaint)) throw refused{complaint};
-    if (has_word(options.arguments, {"-dev", "--device"})) device_flags.clear();
+    const texts arguments = without_own_device(options.arguments, device_flags);
     keep_interrupts();
-    bench_run run{options, program, sides_of(options, plugin, device_flags), {}, progress("alloy bench")};
+    bench_run run{options, program, arguments, sides_of(options, plugin, device_flags), {}, progress("alloy bench")};
     run.report.head = {{"date", now_utc()},
                        {"version", ALLOY_VERSION},
                        {"plugin", plugin_version(plugin)},

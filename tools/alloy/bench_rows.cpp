@@ -1,6 +1,7 @@
 #include "bench_rows.h"
 
 #include <algorithm>
+#include <map>
 
 #include <fmt/format.h>
 
@@ -57,6 +58,7 @@ bool parse_bench_row(const std::string & line, bench_row & row, std::string & co
 }
 
 void tell_apart(std::vector<bench_row> & rows) {
+    std::map<std::string, int> times; // the same test twice is two tests
     for (bench_row & row : rows) {
         for (const auto & [name, value] : row.settings.items()) {
             const bool differs =
@@ -65,6 +67,7 @@ void tell_apart(std::vector<bench_row> & rows) {
                 });
             if (differs) row.test += fmt::format(" {}={}", name, value.is_string() ? value.get<std::string>() : value.dump());
         }
+        if (const int time = ++times[row.test]; time > 1) row.test += fmt::format(" ({})", time);
     }
 }
 

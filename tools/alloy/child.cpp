@@ -2,8 +2,8 @@
 
 #include "base/options.h"
 
+#include <algorithm>
 #include <cerrno>
-#include <chrono>
 #include <csignal>
 #include <cstdlib>
 #include <cstring>
@@ -79,6 +79,7 @@ int start(const std::vector<std::string> & command, const side & as, const std::
     environment.push_back(nullptr);
     std::fflush(nullptr);
     const pid_t parent = getpid(), child = fork();
+    if (child > 0) setpgid(child, child);
     if (child != 0) return child;
     setpgid(0, 0);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -123,6 +124,22 @@ struct peak_since_line {
     }
 };
 
+std::string signal_text(int signal) { return fmt::format("signal {} ({})", signal, strsignal(signal)); }
+
+// Of all its threads; `state` is the main one's. The program's name, in parentheses, may hold anything.
+uint64_t processor_ticks(int process, std::string & state) {
+    const std::string text = contents(fmt::format("/proc/{}/stat", process));
+    const size_t name_end = text.rfind(')');
+    if (name_end == std::string::npos) return 0;
+    std::istringstream fields(text.substr(name_end + 1));
+    std::string skipped;
+    uint64_t user = 0, system = 0;
+    fields >> state;
+    for (int i = 0; i < 10; i++) fields >> skipped;
+    fields >> user >> system;
+    return user + system;
+}
+
 // Reads what has come. Returns false at the end of the output.
 bool drain(int pipe, std::string & text) {
     char bytes[4096];
@@ -146,7 +163,7 @@ scratch_folder::~scratch_folder() {
 
 std::string finished_child::ending() const {
     if (stopped) return "stopped";
-    return signal != 0 ? fmt::format("signal {} ({})", signal, strsignal(signal)) : fmt::format("exit code {}", code);
+    return signal != 0 ? signal_text(signal) : fmt::format("exit code {}", code);
 }
 
 std::string finished_child::last_words() const {
@@ -205,7 +222,7 @@ finished_child run_child(const std::vector<std::string> & command, const side & 
     bool is_running = process > 0;
     while (is_running) {
         if (was_interrupted() && !result.stopped) {
-            kill(process, SIGKILL);
+            kill(-process, SIGKILL); // the group: what was started may be a script
             result.stopped = true;
         }
         if (counters < 0) counters = open_counters(runtime.path, process);
@@ -229,6 +246,10 @@ finished_child run_child(const std::vector<std::string> & command, const side & 
 }
 
 living_child::living_child(const std::vector<std::string> & command, const side & as) {
+    if (runtime_.path.empty()) {
+        ending_ = "no temporary folder";
+        return;
+    }
     const int log = open((runtime_.path + "/log").c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
     process_ = start(command, as, runtime_.path, log, log);
     close(log);
@@ -236,20 +257,47 @@ living_child::living_child(const std::vector<std::string> & command, const side 
 
 living_child::~living_child() {
     if (process_ > 0) {
-        kill(process_, SIGINT);
+        const int group = process_;
+        kill(-group, SIGINT);
         const auto until = clock::now() + std::chrono::seconds(was_interrupted() ? 1 : 20);
         while (is_alive() && clock::now() < until) std::this_thread::sleep_for(look_every);
         if (is_alive()) {
-            kill(process_, SIGKILL);
-            waitpid(process_, nullptr, 0);
+            kill(-group, SIGKILL);
+            waitpid(group, nullptr, 0);
         }
     }
     if (counter_file_ >= 0) close(counter_file_);
 }
 
 bool living_child::is_alive() {
-    if (process_ > 0 && waitpid(process_, nullptr, WNOHANG) != 0) process_ = -1;
+    int status = 0;
+    if (process_ > 0 && waitpid(process_, &status, WNOHANG) != 0) {
+        ending_ = WIFSIGNALED(status) ? signal_text(WTERMSIG(status)) : fmt::format("exit code {}", WEXITSTATUS(status));
+        process_ = -1;
+    }
     return process_ > 0;
+}
+
+void living_child::begin_waiting() {
+    std::string state;
+    ticks_ = processor_ticks(process_, state);
+    idle_ = 0;
+    last_look_ = clock::now();
+}
+
+double living_child::idle_seconds() {
+    constexpr double most_gap = 0.5; // between two looks; more is time in which we were stopped
+    const auto now = clock::now();
+    const double gone = std::chrono::duration<double>(now - last_look_).count();
+    last_look_ = now;
+    std::string state;
+    const double worked =
+        static_cast<double>(processor_ticks(process_, state) - ticks_) / static_cast<double>(sysconf(_SC_CLK_TCK));
+    if (worked > 0.05 + 0.01 * idle_)
+        begin_waiting();
+    else if (state != "T" && state != "t" && state != "D") // stopped, at a debugger, at a disk
+        idle_ += std::min(gone, most_gap);
+    return idle_;
 }
 
 std::unique_ptr<counter_block> living_child::counters() {

@@ -2,6 +2,7 @@
 #pragma once
 #include "base/counters.h"
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <string>
@@ -55,6 +56,11 @@ public:
     living_child(const living_child &) = delete;
     living_child & operator=(const living_child &) = delete;
     bool is_alive();
+    std::string ending() const { return ending_; } // "exit code 1"; empty while it is alive
+    // For how long it has used no processor time to speak of (1 %: to answer "not yet" is no work). Time in which it waited for a
+    // disk, or it or we were stopped, does not count. To be asked a few times a second, after begin_waiting().
+    double idle_seconds();
+    void begin_waiting();
     int process() const { return process_; }
     std::unique_ptr<counter_block> counters(); // now; null: none is published
     std::string log() const;
@@ -63,6 +69,10 @@ private:
     scratch_folder runtime_;
     int process_ = -1;
     int counter_file_ = -1;
+    std::string ending_;
+    uint64_t ticks_ = 0; // of the processor, when idleness began
+    double idle_ = 0;
+    std::chrono::steady_clock::time_point last_look_ = std::chrono::steady_clock::now();
 };
 
 uint64_t anonymous_bytes(int process); // 0 when it is gone

@@ -69,7 +69,8 @@ struct quality_options {
     int context = 2048, chunks = 4, ubatch = 512;
     std::vector<int> lengths = {1024, 4096}; // of the documents of the probes, tokens
     int documents = 3;                       // of each length
-    bool without_probes = false;
+    double patience = 60;                    // seconds that llama-server may do nothing
+    bool without_probes = false, without_references = false;
     std::string state; // folder for what is kept until all is done; empty: in the user's cache
     bool keep = false, json = false, csv = false;
     std::string html, save, from; // files

@@ -51,12 +51,16 @@ bool send_all(int file, const std::string & bytes) {
     return true;
 }
 
-// Waits in short turns, so that ^C is seen. Returns false at the end, an error, ^C, or after `patience_ms` of silence (-1: none).
-bool receive(int file, std::string & into, int patience_ms) {
-    constexpr int turn_ms = 200;
-    for (int waited = 0; !was_interrupted() && (patience_ms < 0 || waited < patience_ms); waited += turn_ms) {
+constexpr int turn_ms = 200;
+
+// Waits in short turns, so that ^C is seen. Returns false at the end, an error, ^C, or when `is_worth_it` says no.
+bool receive(int file, std::string & into, const std::function<bool()> & is_worth_it) {
+    while (!was_interrupted()) {
         pollfd ready{file, POLLIN, 0};
-        if (poll(&ready, 1, turn_ms) <= 0) continue;
+        if (poll(&ready, 1, turn_ms) <= 0) {
+            if (is_worth_it && !is_worth_it()) return false;
+            continue;
+        }
         char bytes[16384];
         const ssize_t got = recv(file, bytes, sizeof(bytes), 0);
         if (got > 0) into.append(bytes, static_cast<size_t>(got));
@@ -87,9 +91,10 @@ const char * meaning(int status) {
 }
 
 void serve_one(int file, const std::function<http_answer(const std::string &)> & answer) {
-    constexpr int patience_ms = 2000;
+    int turns = 2000 / turn_ms; // of silence
     std::string request;
-    while (request.find("\r\n\r\n") == std::string::npos && request.size() < most_head && receive(file, request, patience_ms)) {
+    while (request.find("\r\n\r\n") == std::string::npos && request.size() < most_head &&
+           receive(file, request, [&] { return --turns > 0; })) {
     }
     const size_t space = request.find(' '), end = request.find(' ', space + 1);
     http_answer reply{400, "expected GET\n"};
@@ -106,7 +111,8 @@ void serve_one(int file, const std::function<http_answer(const std::string &)> &
 
 } // namespace
 
-http_answer ask_loopback(int port, const std::string & path, const std::string & body) {
+http_answer ask_loopback(int port, const std::string & path, const std::string & body,
+                         const std::function<bool()> & is_worth_it) {
     const socket_file s{socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)};
     const sockaddr_in address = loopback_address(port);
     if (s.file < 0 || connect(s.file, reinterpret_cast<const sockaddr *>(&address), sizeof(address)) != 0) return {};
@@ -116,7 +122,7 @@ http_answer ask_loopback(int port, const std::string & path, const std::string &
                                                         path, body.size());
     if (!send_all(s.file, head + body)) return {};
     std::string text;
-    while (receive(s.file, text, -1)) {
+    while (receive(s.file, text, is_worth_it)) {
     }
     const size_t end = text.find("\r\n\r\n");
     if (end == std::string::npos || text.rfind("HTTP/1.", 0) != 0 || text.size() < 12) return {};

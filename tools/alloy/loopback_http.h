@@ -12,8 +12,10 @@ struct http_answer {
     std::string body;
 };
 
-// GET without a body, else POST of JSON. Waits as long as it takes, but not beyond ^C.
-http_answer ask_loopback(int port, const std::string & path, const std::string & body = {});
+// GET without a body, else POST of JSON. Waits as long as it takes, but not beyond ^C, and while `is_worth_it` says so (asked
+// five times a second; null: always).
+http_answer ask_loopback(int port, const std::string & path, const std::string & body = {},
+                         const std::function<bool()> & is_worth_it = nullptr);
 
 int free_loopback_port();
 

@@ -39,8 +39,9 @@ constexpr const char * doctor_codes =
 constexpr const char * run_codes =
     "  run      that of the program; 125 libggml-alloy.so is missing, 126 the program is not executable, 127 it is not found\n";
 constexpr const char * status_codes = "  status   0; 1 when --pid names a process that does not use the plugin\n";
-constexpr const char * bench_codes = "  bench    2 nothing was measured (no llama-bench, model or disk), 1 a side failed or the "
-                                     "plugin did not run, 130 stopped by ^C\n";
+constexpr const char * bench_codes =
+    "  bench    2 nothing was measured (no llama-bench, model or disk, or an option that it refuses), 1 a side failed or the "
+    "plugin did not run, 130 stopped by ^C\n";
 constexpr const char * quality_codes = "  quality  as bench; 1 also when a mode does not keep its gates\n";
 constexpr const char * all_codes = "  all      2 wrong command line\n";
 
@@ -113,8 +114,8 @@ void describe_bench(CLI::App & bench, bench_options & options) {
     bench.add_option("--warmup", options.warmup, "Rounds before them that do not count")
         ->check(CLI::Range(0, 100))
         ->capture_default_str();
-    bench.add_flag("--json", options.json, "The report on stdout, with raw samples");
-    bench.add_flag("--csv", options.csv, "The raw samples on stdout");
+    CLI::Option * json = bench.add_flag("--json", options.json, "The report on stdout, with raw samples");
+    bench.add_flag("--csv", options.csv, "The raw samples on stdout")->excludes(json);
     describe_report_files(bench, options);
 }
 
@@ -139,11 +140,17 @@ void describe_quality(CLI::App & quality, quality_options & options) {
         ->capture_default_str();
     quality.add_option("--documents", options.documents, "Of each length")->check(CLI::Range(1, 1000))->capture_default_str();
     quality.add_flag("--no-probes", options.without_probes, "Distributions only, no questions to llama-server");
+    quality.add_option("--patience", options.patience, "Give llama-server up after so many seconds in which it does nothing")
+        ->check(CLI::Range(0.1, 86400.0))
+        ->type_name("SECONDS")
+        ->capture_default_str();
+    quality.add_flag("--no-references", options.without_references,
+                     "Do not measure the caches of stock that the gates of int8 (q8_0) and compact (q4_0) compare with");
     quality.add_option("--state", options.state, "Where finished steps and stock's logits are kept until the end")
         ->type_name("DIR");
     quality.add_flag("--keep", options.keep, "Do not remove them at the end");
-    quality.add_flag("--json", options.json, "The report on stdout");
-    quality.add_flag("--csv", options.csv, "The distributions' figures on stdout");
+    CLI::Option * json = quality.add_flag("--json", options.json, "The report on stdout");
+    quality.add_flag("--csv", options.csv, "The distributions' figures on stdout")->excludes(json);
     describe_report_files(quality, options);
 }
 

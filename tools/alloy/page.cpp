@@ -12,13 +12,14 @@ using json = nlohmann::ordered_json;
 
 // Colours that differ in lightness too (Okabe and Ito), alloy's last in every list of sides: the strongest.
 constexpr const char * style = R"(
-:root { --ink: #1b1f24; --soft: #5c6570; --rule: #d5dae0; --back: #ffffff; --c0: #0072b2; --c1: #56b4e9; --c2: #d55e00; --c3: #009e73; --c4: #cc79a7; --c5: #8a6d00; }
+:root { color-scheme: light dark; --ink: #1b1f24; --soft: #5c6570; --rule: #d5dae0; --back: #ffffff; --c0: #0072b2; --c1: #56b4e9; --c2: #d55e00; --c3: #009e73; --c4: #cc79a7; --c5: #8a6d00; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ed; --soft: #9aa4af; --rule: #38404a; --back: #14181d; --c0: #5aa9e6; --c1: #9bd3f5; --c2: #ff8c42; --c3: #3ecf9f; --c4: #e3a4c6; --c5: #d8b940; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--back); max-width: 1060px; margin: 2em auto; padding: 0 1em; }
 h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 0.8em 0; }
+table { display: block; max-width: max-content; overflow-x: auto; border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 0.8em 0; }
 th, td { text-align: left; padding: 0.25em 0.9em 0.25em 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
-th { color: var(--soft); font-weight: 600; }
+th { color: var(--soft); font-weight: 600; } td, h1 { overflow-wrap: anywhere; }
+@media (max-width: 700px) { td, th { overflow-wrap: normal; font-size: 0.85em; } }
 .notes { border-left: 4px solid var(--c2); padding-left: 1em; } .soft { color: var(--soft); }
 .charts { display: flex; flex-wrap: wrap; gap: 1em; align-items: flex-start; }
 svg { max-width: 100%; height: auto; } svg text { fill: var(--ink); font: 12px system-ui, sans-serif; } svg .title { font-weight: 600; font-size: 13px; }

@@ -12,11 +12,13 @@ namespace {
 
 using json = nlohmann::ordered_json;
 
-constexpr int block_tokens = 64, shown_again = 16, scored = 16;
+constexpr size_t block_tokens = 64;
+constexpr int shown_again = 16, scored = 16;
 constexpr int question_room = 96; // tokens kept free at the end for question and answer
 constexpr int exact_tail = 256;   // no fact in the last tokens: a sealing cache keeps those exact
 constexpr int facts_a_document = 3;
 constexpr int filler_before_prompt = 384;
+constexpr size_t enough_words = 100;
 
 constexpr const char * names[] = {"Arthur", "Beatrice", "Conrad", "Deborah", "Edmund", "Felicity", "Gregory", "Harriet"};
 constexpr const char * prompts[] = {
@@ -49,11 +51,22 @@ fact pass_key(llama_server & server, std::mt19937 & random) {
             server.tokenize(fmt::format("\n\nThe pass key of {} is", name)), server.tokenize(" " + digits)};
 }
 
-fact block(llama_server & server, const std::vector<std::string> & words, std::mt19937 & random) {
-    std::string text;
-    for (int i = 0; i < 2 * block_tokens; i++) text += words[draw(random, words.size())] + " ";
-    token_list tokens = server.tokenize(text);
+// Random words; in a text that has no such words, random tokens of it.
+token_list random_block(llama_server & server, const token_list & filler, const std::vector<std::string> & words,
+                        std::mt19937 & random) {
+    token_list tokens;
+    if (words.size() >= enough_words) {
+        std::string text;
+        for (size_t i = 0; i < 2 * block_tokens; i++) text += words[draw(random, words.size())] + " ";
+        tokens = server.tokenize(text);
+    }
+    while (tokens.size() < block_tokens) tokens.push_back(filler[draw(random, filler.size())]);
     tokens.resize(block_tokens);
+    return tokens;
+}
+
+fact block(llama_server & server, const token_list & filler, const std::vector<std::string> & words, std::mt19937 & random) {
+    const token_list tokens = random_block(server, filler, words, random);
     const token_list newline = server.tokenize("\n\n");
     fact f{"block", newline, newline, {tokens.begin() + shown_again, tokens.begin() + shown_again + scored}};
     append(f.told, tokens);
@@ -79,14 +92,14 @@ json recall(llama_server & server, const token_list & filler, const std::vector<
     json results = json::array();
     for (int number = 0; number < documents; number++) {
         std::mt19937 random(static_cast<unsigned>(1000 * length + number));
-        std::vector<fact> facts = {pass_key(server, random), block(server, words, random), block(server, words, random)};
+        std::vector<fact> facts = {pass_key(server, random), block(server, filler, words, random),
+                                   block(server, filler, words, random)};
         std::rotate(facts.begin(), facts.begin() + number % facts_a_document, facts.end()); // each kind comes to each depth
         size_t told = 0;
         for (const fact & f : facts) told += f.told.size();
+        if (told + question_room + exact_tail + 10 * facts_a_document > static_cast<size_t>(length))
+            throw std::runtime_error(fmt::format("a document of {} tokens has no room for {} tokens of facts", length, told));
         const size_t room = static_cast<size_t>(length - question_room) - told;
-        if (filler.size() < room + 1)
-            throw std::runtime_error(
-                fmt::format("-f: the text has {} tokens, expected more than {} for the probes", filler.size(), room));
         const size_t start = draw(random, filler.size() - room), stretch = (room - exact_tail) / facts_a_document;
         token_list prompt = server.tokenize("", true);
         std::vector<double> depths;

@@ -8,10 +8,10 @@
 
 namespace alloy::tool {
 
-// Documents of so many tokens out of `filler`, each with one pass key (five digits) and two blocks of random words at depths
-// spread over it. Asked afterwards: the key, and how a block goes on whose beginning is shown again. Answers are teacher-forced,
-// so that one wrong token does not spoil the rest. Returns [{kind, length, depth, right: [0 or 1 a token]}]; the same documents
-// whoever is asked.
+// Documents of so many tokens out of `filler`, which has at least as many, each with one pass key (five digits) and two blocks of
+// random words at depths spread over it. Asked afterwards: the key, and how a block goes on whose beginning is shown again.
+// Answers are teacher-forced, so that one wrong token does not spoil the rest. Returns [{kind, length, depth, right: [0 or 1 a
+// token]}]; the same documents whoever is asked.
 nlohmann::ordered_json recall(llama_server & server, const token_list & filler, const std::vector<std::string> & words,
                               int length, int documents);
 

@@ -166,6 +166,11 @@ void prepare(quality_run & run) {
         if (!path.empty() && !can_write(path, complaint)) throw refused{complaint};
     }
     run.report["notes"] = json::array();
+    const int64_t scored = static_cast<int64_t>(o.chunks) * (o.context - 1 - o.context / 2);
+    constexpr int least_scored = 100; // below, llama-perplexity tells no statistics
+    if (scored < least_scored)
+        throw refused{fmt::format("--context {} --chunks {}: {} tokens would be scored, expected at least {}", o.context,
+                                  o.chunks, scored, least_scored)};
     if (model.is_quantised())
         run.report["notes"].push_back("the weights are quantised: whatever changes a sum's order re-rolls the rounding of 8-bit "
                                       "activations, in stock's own "
@@ -204,9 +209,7 @@ json counters_of(const side & as, const std::unique_ptr<counter_block> & counter
     if (!counters || !has_run(*counters))
         throw refused{fmt::format("{}: the plugin took no part, so nothing is reported; `alloy doctor` says why", as.name),
                       exit_bad};
-    json list = json::object();
-    for (int i = 0; i < num_counters; i++) list[info_of(static_cast<counter>(i)).name] = counters->values[i].load();
-    return list;
+    return counters_json(*counters);
 }
 
 finished_child run_perplexity(const quality_run & run, const side & as, const texts & more) {
@@ -258,60 +261,97 @@ json probe_step(const quality_run & run, const side & as) {
                             : std::max(1024, *std::max_element(run.options.lengths.begin(), run.options.lengths.end()));
     try {
         llama_server server(run.server, run.options.model,
-                            {"-c", std::to_string(longest), "-ub", std::to_string(run.options.ubatch)}, as);
+                            {"-c", std::to_string(longest), "-ub", std::to_string(run.options.ubatch)}, as, run.options.patience);
         // As much of the text as the longest document needs, whatever a token is.
         const std::string text = whole_file(run.options.text).substr(0, 12 * static_cast<size_t>(longest));
         const token_list filler = server.tokenize(text);
-        json recalled = json::array();
+        json recalled = json::array(), left_out = json::array();
         for (const int length : run.options.lengths) {
+            if (filler.size() < static_cast<size_t>(length)) left_out.push_back(length);
+            if (filler.size() < static_cast<size_t>(length)) continue;
             for (const json & question : recall(server, filler, words_of(text), length, run.options.documents))
                 recalled.push_back(question);
         }
         const json greedy = greedy_texts(server, filler);
         counters_of(as, server.counters());
-        return {{"recall", recalled}, {"greedy", greedy}};
+        return {{"recall", recalled}, {"greedy", greedy}, {"left_out", left_out}};
     } catch (const std::runtime_error & error) {
         if (was_interrupted()) throw stopped{};
         throw refused{fmt::format("{}: {}", as.name, error.what()), exit_bad};
     }
 }
 
-json measured_mode(quality_run & run, const std::string & preset, const std::string & probe_key) {
-    const side as = side_of(run, preset);
-    json mode = {{"name", preset}};
-    mode.update(step(run, preset + ": divergence", key_of(run, as), [&] { return divergence_step(run, as); }));
-    if (!run.options.without_probes)
-        mode.update(step(run, preset + ": probes", key_of(run, as) + probe_key, [&] { return probe_step(run, as); }));
+void measure_divergence(quality_run & run, const std::string & name, bool is_reference) {
+    const side as = side_of(run, name);
+    json mode = {{"name", name}};
+    if (is_reference) mode["reference"] = true;
+    mode.update(step(run, name + ": divergence", key_of(run, as), [&] { return divergence_step(run, as); }));
     const json & counters = mode["counters"];
-    if (counters.is_object() && preset != "exact" && counters["kv_sealed_pages"] == 0)
+    if (counters.is_object() && name != "exact" && counters["kv_sealed_pages"] == 0)
         run.report["notes"].push_back(
-            preset + ": no page of the cache was sealed, so nothing lossy was tested; a longer --context is needed");
-    return mode;
+            name + ": no page of the cache was sealed, so nothing lossy was tested; a longer --context is needed");
+    run.report["modes"].push_back(mode);
+}
+
+void measure_probes(quality_run & run) {
+    const std::string key =
+        fmt::format(" {} {} {}", identity(run.server), fmt::join(run.options.lengths, ","), run.options.documents);
+    const side stock = side_of(run, "stock");
+    const json theirs = step(run, "stock: probes", key, [&] { return probe_step(run, stock); });
+    run.report["stock_recall"] = theirs["recall"];
+    run.report["stock_greedy"] = theirs["greedy"];
+    for (const json & length : theirs["left_out"])
+        run.report["notes"].push_back(fmt::format("no probe of {} tokens: the text has fewer", length.get<int>()));
+    for (json & mode : run.report["modes"]) {
+        if (mode.contains("reference")) continue;
+        const side as = side_of(run, mode["name"]);
+        mode.update(step(run, as.name + ": probes", key_of(run, as) + key, [&] { return probe_step(run, as); }));
+    }
+}
+
+// Modes of stock that a gate compares with and that nobody asked for.
+texts references_of(const quality_options & options) {
+    const bool leaves_out = evicts(settings_json({}));
+    texts list;
+    for (const std::string & preset : options.presets) {
+        const std::string reference = gate_of(preset, leaves_out).reference;
+        const auto is_in = [&](const texts & names) { return std::find(names.begin(), names.end(), reference) != names.end(); };
+        if (!reference.empty() && !is_in(options.presets) && !is_in(list)) list.push_back(reference);
+    }
+    return list;
+}
+
+void expect_steps(quality_run & run, const texts & references) {
+    texts names = {"stock: logits", "stock: floor"};
+    if (!run.options.without_probes) names.emplace_back("stock: probes");
+    for (const std::string & preset : run.options.presets) {
+        names.push_back(preset + ": divergence");
+        if (!run.options.without_probes) names.push_back(preset + ": probes");
+    }
+    for (const std::string & name : references) names.push_back(name + ": divergence");
+    for (const std::string & name : names) run.told.expect(name, 1);
 }
 
 void measure_all(quality_run & run) {
-    const bool has_probes = !run.options.without_probes;
-    const std::string probe_key =
-        fmt::format(" {} {} {}", identity(run.server), fmt::join(run.options.lengths, ","), run.options.documents);
-    run.told.expect("stock: logits", 1);
-    run.told.expect("stock: floor", 1);
-    if (has_probes) run.told.expect("stock: probes", 1);
-    for (const std::string & preset : run.options.presets) {
-        run.told.expect(preset + ": divergence", 1);
-        if (has_probes) run.told.expect(preset + ": probes", 1);
+    texts references = references_of(run.options);
+    if (run.options.without_references) {
+        for (const std::string & name : references)
+            run.report["notes"].push_back("gates do not compare with " + name + ", which was not measured");
+        references.clear();
+    } else if (!references.empty()) {
+        fmt::print(stderr, "alloy quality: {} will be measured too, for the gates; --no-references does without\n",
+                   fmt::join(references, ", "));
     }
+    expect_steps(run, references);
     std::error_code error;
     if (!fs::exists(run.base, error)) fs::remove(run.folder + "/" + hash("stock: logits\n") + ".json", error);
     const side stock = side_of(run, "stock");
     run.report["modes"] = json::array();
     run.report["base_ppl"] = step(run, "stock: logits", "", [&] { return base_step(run); })["ppl"];
     run.report["floor"] = step(run, "stock: floor", "", [&] { return divergence_step(run, stock); })["divergence"];
-    if (has_probes) {
-        const json probes = step(run, "stock: probes", probe_key, [&] { return probe_step(run, stock); });
-        run.report["stock_recall"] = probes["recall"];
-        run.report["stock_greedy"] = probes["greedy"];
-    }
-    for (const std::string & preset : run.options.presets) run.report["modes"].push_back(measured_mode(run, preset, probe_key));
+    for (const std::string & preset : run.options.presets) measure_divergence(run, preset, false);
+    for (const std::string & name : references) measure_divergence(run, name, true);
+    if (!run.options.without_probes) measure_probes(run);
 }
 
 void tell(const quality_options & options, const json & report) {
@@ -357,6 +397,7 @@ int quality_or_refuse(const quality_options & options) {
                  {"date", now_utc()},
                  {"version", ALLOY_VERSION},
                  {"plugin", plugin_version(run.plugin)},
+                 {"host", host_json(run.perplexity, nullptr)},
                  {"model", {{"file", stem(options.model)}}},
                  {"text", stem(options.text)},
                  {"context", options.context},

@@ -13,26 +13,45 @@ using json = nlohmann::ordered_json;
 
 constexpr double none = std::numeric_limits<double>::quiet_NaN();
 constexpr quality_gate gates[] = {
-    {"exact", 0.0005, 0.01, 99.5, 0.05},
-    {"int8", 0.005, 0.05, 98, 0.3},
-    {"compact", none, 0.2, 95, 1},
-    {"tiny", none, none, 90, 2},
+    {"exact", 0.0005, 0.01, 99.5, 0.05, "", none},
+    {"int8", 0.005, 0.05, 98, 0.3, "stock-q8_0", 1},
+    {"compact", 0.006, 0.2, 96, 0.5, "stock-q4_0", 0.1},
+    {"tiny", 0.01, none, 96, 1, "", none},
 };
+constexpr quality_gate eviction = {"", none, none, 90, 2, "", none};
 
 gate_result at_most(const measured & m, double limit) {
     if (m.value <= limit) return gate_result::pass;
     return m.value - 2 * m.error <= limit ? gate_result::unsure : gate_result::fail;
 }
 
-json judged(const std::string & mode, const divergence & d, const divergence & floor, const measured & ppl) {
-    const quality_gate gate = gate_of(mode);
+measured over(const divergence & floor, const divergence & d) {
+    return {d.kld.value - floor.kld.value, std::hypot(d.kld.error, floor.kld.error)};
+}
+
+// Null when it was not measured (yet).
+const json * mode_named(const json & report, const std::string & name) {
+    for (const json & mode : report.at("modes")) {
+        if (mode.at("name") == name) return &mode;
+    }
+    return nullptr;
+}
+
+json judged(const json & report, const quality_gate & gate, const divergence & d, const divergence & floor,
+            const measured & ppl) {
     json list = json::array();
     const auto add = [&](const char * what, double limit, double value, gate_result result) {
         if (!std::isnan(limit)) list.push_back({{"what", what}, {"limit", limit}, {"value", value}, {"result", name_of(result)}});
     };
-    const measured kld{d.kld.value - floor.kld.value, std::hypot(d.kld.error, floor.kld.error)};
+    const measured kld = over(floor, d);
     const measured ppl_size{std::abs(ppl.value), ppl.error};
     add("mean KLD over floor, at most", gate.kld, kld.value, at_most(kld, gate.kld));
+    if (const json * reference = mode_named(report, gate.reference)) {
+        const measured theirs = over(floor, divergence_from(reference->at("divergence")));
+        const double limit = gate.share * theirs.value;
+        add(fmt::format("mean KLD over floor, at most {:g} of {}'s", gate.share, gate.reference).c_str(), limit, kld.value,
+            at_most({kld.value, std::hypot(kld.error, gate.share * theirs.error)}, limit));
+    }
     add("99 % KLD, at most", gate.kld_99, d.kld_99, at_most({d.kld_99, 0}, gate.kld_99));
     add("same top %, at least", gate.same_top, d.same_top.value, at_most({-d.same_top.value, d.same_top.error}, -gate.same_top));
     add("PPL change %, at most", gate.ppl, ppl_size.value, at_most(ppl_size, gate.ppl));
@@ -90,12 +109,15 @@ divergence divergence_from(const json & s) {
             {s.at("same_top"), s.at("same_top_error")}};
 }
 
-quality_gate gate_of(const std::string & mode) {
-    for (const quality_gate & gate : gates) {
-        if (mode == gate.mode) return gate;
-    }
+bool evicts(const json & settings) { return settings.value("GGML_ALLOY_KV_EVICT", "off") != "off"; }
+
+quality_gate gate_of(const std::string & mode, bool leaves_out) {
     const bool is_share = !mode.empty() && mode.find_first_not_of("0123456789.") == std::string::npos;
-    return is_share ? gates[std::size(gates) - 1] : quality_gate{"", none, none, none, none};
+    for (const quality_gate & gate : gates) {
+        if (mode != gate.mode && !(is_share && &gate == std::end(gates) - 1)) continue;
+        return leaves_out && &gate != gates ? eviction : gate; // exact mode keeps all cells
+    }
+    return {"", none, none, none, none, "", none};
 }
 
 const char * name_of(gate_result result) {
@@ -111,13 +133,14 @@ void judge_modes(json & report) {
     if (!report.contains("floor")) return;
     const divergence floor = divergence_from(report["floor"]);
     const json empty = json::array();
+    const bool leaves_out = evicts(report.value("settings", json::object()));
     const json stock_recall = report.value("stock_recall", empty), stock_greedy = report.value("stock_greedy", empty);
     if (!stock_recall.empty()) report["stock_recall_summary"] = recall_summary(stock_recall, stock_recall);
     for (json & mode : report["modes"]) {
         const divergence d = divergence_from(mode.at("divergence"));
         const measured ppl = ppl_change(d, floor, report.at("base_ppl"));
         mode["change"] = {{"ppl", ppl.value}, {"ppl_error", ppl.error}};
-        mode["gates"] = judged(mode.at("name"), d, floor, ppl);
+        mode["gates"] = judged(report, gate_of(mode.at("name"), leaves_out), d, floor, ppl);
         if (mode.contains("recall")) mode["recall_summary"] = recall_summary(mode["recall"], stock_recall);
         if (mode.contains("greedy")) mode["same_tokens"] = same_tokens(mode["greedy"], stock_greedy);
     }
@@ -157,7 +180,8 @@ std::string quality_table(const json & report) {
                     fmt::format("{}{}: {} {:.4g} ({:.4g})", verdicts.empty() ? "" : "; ", gate["result"].get<std::string>(),
                                 gate["what"].get<std::string>(), gate["limit"].get<double>(), gate["value"].get<double>());
         }
-        if (verdicts.empty()) verdicts = mode.at("gates").empty() ? "none" : "pass";
+        if (verdicts.empty())
+            verdicts = !mode.at("gates").empty() ? "pass" : mode.value("reference", false) ? "reference" : "none";
         line(mode.at("name"), divergence_from(mode.at("divergence")),
              fmt::format("{:+.3f} +- {:.3f}", mode["change"]["ppl"].get<double>(), mode["change"]["ppl_error"].get<double>()),
              verdicts);

@@ -16,8 +16,11 @@ divergence divergence_from(const nlohmann::ordered_json & saved);
 struct quality_gate {
     const char * mode;
     double kld, kld_99, same_top, ppl; // at most, at most, at least (percent), at most (percent, either way)
+    const char * reference;            // mode of stock whose mean KLD over the floor is a limit too, times `share`; empty: none
+    double share;
 };
-quality_gate gate_of(const std::string & mode); // for shares ("0.30") that of `tiny`
+bool evicts(const nlohmann::ordered_json & settings);                    // do they leave cells out of the cache
+quality_gate gate_of(const std::string & mode, bool leaves_out = false); // for shares ("0.30") that of `tiny`
 
 enum class gate_result { pass, unsure, fail }; // unsure: beyond the limit by less than two standard errors
 const char * name_of(gate_result result);

@@ -1,5 +1,7 @@
 #include "report_head.h"
 
+#include "child.h"
+#include "host_probe.h"
 #include "knobs.h"
 #include "machine.h"
 
@@ -38,6 +40,25 @@ std::string processor() {
     return name.empty() ? "unknown" : name;
 }
 
+// "0.6.0-dev (build 0, commit unknown)" of "version: 0.6.0-dev (build 0, commit unknown)"; empty: it does not say.
+std::string told_version(const std::string & program) {
+    const finished_child child = run_child({program, "--version"}, side{});
+    const std::string text = child.out + child.err, label = "version: ";
+    const size_t at = text.find(label);
+    if (!child.is_good() || at == std::string::npos) return {};
+    return text.substr(at + label.size(), text.find('\n', at) - at - label.size());
+}
+
+std::string ggml_version(const std::string & program, const counter_block * counters) {
+    llama_host target;
+    std::string ignored; // a script
+    if (inspect_host(program, target, ignored) && target.style != link_style::fully_static) {
+        const probe_result probe = probe_host(target, "");
+        if (!probe.version.empty()) return probe.version;
+    }
+    return counters == nullptr ? "" : std::string(counters->host, strnlen(counters->host, sizeof(counters->host)));
+}
+
 } // namespace
 
 json machine_json() {
@@ -55,6 +76,21 @@ json machine_json() {
     std::ifstream governor("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor");
     if (std::string word; governor >> word) machine["governor"] = word;
     return machine;
+}
+
+json host_json(const std::string & program, const counter_block * counters) {
+    json host = {{"program", stem(program)}};
+    for (const auto & [name, value] :
+         {std::pair{"llama.cpp", told_version(program)}, {"ggml", ggml_version(program, counters)}}) {
+        if (!value.empty()) host[name] = value;
+    }
+    return host;
+}
+
+json counters_json(const counter_block & block) {
+    json list = json::object();
+    for (int i = 0; i < num_counters; i++) list[info_of(static_cast<counter>(i)).name] = block.values[i].load();
+    return list;
 }
 
 json settings_json(const std::vector<std::pair<std::string, std::string>> & extra) {

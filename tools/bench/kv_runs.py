@@ -1,8 +1,7 @@
-"""What the kv_*.py measurements share: modes, running a host while watching it, and a server to talk to."""
+"""What kv_memory.py asks of a host: modes of the cache, and a server to talk to and to watch."""
 import argparse
 import contextlib
 import dataclasses
-import hashlib
 import http.client
 import json
 import os
@@ -19,10 +18,6 @@ import time
 
 PROJECT_CACHE = pathlib.Path(os.environ.get("GGML_ALLOY_CACHE") or
                              pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "ggml-alloy")
-CACHE = PROJECT_CACHE / "quality"
-
-# Weights in f32: with quantised ones any change of attention re-rolls the rounding of the host's 8-bit activations, and that drowns
-# what a codec does.
 MODELS = {"smollm2": PROJECT_CACHE / "models/expanded/smollm2-f32.gguf", "gemma3": PROJECT_CACHE / "models/expanded/gemma3-f32.gguf",
           "llama-1b": PROJECT_CACHE / "models/random/llama-1b-q4_0.gguf"}
 
@@ -101,38 +96,6 @@ def counters(alloy: pathlib.Path, pid: int, runtime: str) -> dict[str, int]:
         return {}
 
 
-@dataclasses.dataclass
-class Run:
-    text: str
-    seen: dict[str, int]  # each counter's largest value; that is the last one of what only grows, the peak of what is held
-    anonymous: int        # bytes, peak
-    seconds: float
-
-
-def run(args: argparse.Namespace, chosen: Mode, program: str, arguments: list) -> Run:
-    """Runs a program to its end. Counters go with the process, so they are looked at while it lives, four times a second."""
-    with tempfile.TemporaryDirectory(prefix="kv-") as runtime, open(f"{runtime}/log", "wb+") as log:
-        started = time.monotonic()
-        process = subprocess.Popen([f"{args.host}/{program}", "-t", str(args.threads), *map(str, arguments), *chosen.flags],
-                                   env=environment(args, chosen, runtime), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        seen: dict[str, int] = {}
-        peak = 0
-        try:
-            while process.poll() is None:
-                peak = max(peak, anonymous(process.pid))
-                for name, value in (counters(args.alloy, process.pid, runtime) if chosen.plugin else {}).items():
-                    seen[name] = max(seen.get(name, 0), value)
-                time.sleep(0.25)
-        finally:
-            process.kill()
-            process.wait()
-        text = pathlib.Path(log.name).read_text(errors="replace")
-    if process.returncode != 0:
-        sys.exit(f"{program} failed in mode {chosen.name}:\n{text[-2000:]}")
-    require_plugin(chosen, seen)
-    return Run(text, seen, peak, time.monotonic() - started)
-
-
 def require_plugin(chosen: Mode, seen: dict[str, int]) -> None:
     if chosen.plugin and not seen.get("kernel_steps"):
         sys.exit(f"mode {chosen.name}: the plugin took no part")
@@ -165,12 +128,6 @@ class Server:
         if answer.status != 200:
             raise ConnectionError(f"{path}: {answer.status} {text[:300]!r}")
         return json.loads(text)
-
-    def tokenize(self, text: str, special: bool = False) -> list[int]:
-        return self.ask("/tokenize", {"content": text, "add_special": special})["tokens"]
-
-    def detokenize(self, tokens: list[int]) -> str:
-        return self.ask("/detokenize", {"tokens": tokens})["content"]
 
     def complete(self, tokens: list[int], count: int = 1, tops: int = 0) -> dict:
         """Greedy. What the slot has computed before is kept where the tokens agree."""
@@ -217,20 +174,6 @@ def serve(args: argparse.Namespace, chosen: Mode, model: pathlib.Path, flags: li
             killer.start()
             process.wait()
             killer.cancel()
-
-
-# --- kept results -------------------------------------------------------------------------------------------------------------------
-def kept(args: argparse.Namespace, chosen: Mode, what: dict, measure) -> dict:
-    """A stock host's results do not change: measured once for each set of circumstances. With the plugin always measured anew."""
-    if chosen.plugin:
-        return measure()
-    key = json.dumps([what, chosen.env, chosen.flags, pathlib.Path(args.host).resolve().parts[-2:]], sort_keys=True)
-    file = CACHE / "stock" / (hashlib.sha256(key.encode()).hexdigest()[:16] + ".json")
-    if not file.exists():
-        result = measure()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"key": key, "result": result}, indent=1))
-    return json.loads(file.read_text())["result"]
 
 
 # --- output -------------------------------------------------------------------------------------------------------------------------

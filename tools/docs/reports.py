@@ -4,13 +4,14 @@
     reports.py [ROOT]           writes them
     reports.py --check [ROOT]   says which page is not what the reports give, and ends with 1
 
-A table stands between `<!-- reports: KIND -->` and `<!-- /reports -->`, KIND one of `bench`, `quality`, `summary`. Save reports with
-`alloy bench --save docs/reports/NAME.json` and `alloy quality --save docs/reports/NAME.json`.
+A table stands between `<!-- reports: KIND -->` and `<!-- /reports -->`, KIND one of `bench`, `quality`, `summary`. What stands between
+`<!-- until reports: KIND -->` and `<!-- /until -->` goes when there is a report of that kind. tools/docs/publish.sh makes the reports.
 """
 import json
 import math
 import pathlib
 import re
+import statistics
 import sys
 
 MIB = 2**20
@@ -33,9 +34,9 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 def where(report: dict) -> str:
     machine = report["machine"]
     settings = " ".join(f"{name}={value}" for name, value in report["settings"].items())
-    ggml = report.get("host", {}).get("ggml")
+    host = [f"{name} {report['host'][name]}" for name in ("llama.cpp", "ggml") if name in report.get("host", {})]
     parts = [report["date"][:10], f"{machine['cpu']}, {machine['cores']} cores, {machine['isa'].replace(' ', ', ')}", machine["system"],
-             f"ggml {ggml}" if ggml else "", f"ggml-alloy {report['plugin']}", settings]
+             *host, f"ggml-alloy {report['plugin']}", settings]
     return "; ".join(part for part in parts if part) + f" ([raw](reports/{report['name']}.json))"
 
 
@@ -66,12 +67,30 @@ def quality_tables(root: pathlib.Path) -> str:
         rows = [row("floor", report["floor"], "", "")]
         for mode in report["modes"]:
             results = [g["result"] for g in mode["gates"]]
-            gates = "" if not results else "fail" if "fail" in results else "unsure" if "unsure" in results else "pass"
+            gates = "reference" if mode.get("reference") else "" if not results else "fail" if "fail" in results else "unsure" if "unsure" in results else "pass"
             rows.append(row(mode["name"], mode["divergence"], f"{mode['change']['ppl']:+.3f} ± {mode['change']['ppl_error']:.3f}", gates))
         notes = "".join(f"\n\nNote: {note}." for note in report["notes"])
         parts.append(f"**{report['model']['file']}**, {report['chunks']} chunks of {report['context']} tokens of {report['text']}. {where(report)}{notes}\n\n" +
-                     table(["mode", "mean KLD", "99 % KLD", "max KLD", "same top %", "PPL %", "gates"], rows))
+                     table(["mode", "mean KLD", "99 % KLD", "max KLD", "same top %", "PPL %", "gates"], rows) + probes(report))
     return "\n\n".join(parts)
+
+
+def probes(report: dict) -> str:
+    """Recall and greedy texts, of reports that have them."""
+    if "stock_recall_summary" not in report:
+        return ""
+    kinds = list(report["stock_recall_summary"])
+
+    def row(name: str, of: dict, same: str) -> list[str]:
+        told = (of["recall_summary"][kind] for kind in kinds)
+        return [name, *(f"{k['tokens']} of {k['of_tokens']}" + (f" (-{k['lost']} +{k['won']})" if same else "") for k in told), same]
+    rows = [row("stock", {"recall_summary": report["stock_recall_summary"]}, "")]
+    for mode in report["modes"]:
+        if "recall_summary" in mode:
+            rows.append(row(mode["name"], mode, f"{statistics.median(mode['same_tokens']):g}, {min(mode['same_tokens'])}"))
+    lengths = " and ".join(map(str, report["lengths"]))
+    return (f"\n\nRight tokens of things told in documents of {lengths} tokens (lost and won against stock), and tokens of greedy texts before they differ from stock's.\n\n" +
+            table(["mode", *kinds, "equal tokens: median, least"], rows))
 
 
 def summary_table(root: pathlib.Path) -> str:
@@ -80,8 +99,9 @@ def summary_table(root: pathlib.Path) -> str:
     for report in reports(root, "bench"):
         def ratios(kind: str) -> str:
             return ", ".join(f"{t['name']}: {t['result']['ratio']:.2f}" for t in report["tests"] if t["name"].startswith(kind))
-        rows.append([report["model"]["file"], report["machine"]["cpu"], ratios("pp"), ratios("tg")])
-    return table(["model", "machine", "prompt, ratio to stock", "generation"], rows) if rows else ""
+        settings = "".join(f"; {name}={value}" for name, value in report["settings"].items())
+        rows.append([report["model"]["file"] + settings, f"{report['machine']['cpu']}, {report['machine']['cores']} cores", ratios("pp"), ratios("tg")])
+    return table(["model", "machine", "prompt: ratio to stock's better side", "generation"], rows) if rows else ""
 
 
 KINDS = {"bench": bench_tables, "quality": quality_tables, "summary": summary_table}
@@ -91,6 +111,10 @@ def filled(page: str, root: pathlib.Path) -> str:
     def between(match: re.Match) -> str:
         made = KINDS[match[1]](root) or "No reports yet."
         return f"<!-- reports: {match[1]} -->\n\n{made}\n\n<!-- /reports -->"
+
+    def until(match: re.Match) -> str:
+        return "" if reports(root, match[1]) else match[0]
+    page = re.sub(r"<!-- until reports: (\w+) -->.*?<!-- /until -->\n*", until, page, flags=re.S)
     return re.sub(r"<!-- reports: (\w+) -->.*?<!-- /reports -->", between, page, flags=re.S)
 
 

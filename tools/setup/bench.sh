@@ -9,7 +9,9 @@ cmake --build "build/$preset" -j "$(nproc)" >&2
 export ALLOY_HOST_BIN=$host
 for family in rowwise quantize; do "build/$preset/bin/bench_$family"; done
 "build/$preset/bin/bench_sampling"
+plugin=$PWD/build/$preset/bin/libggml-alloy.so
 for model in "$(tools/setup/models.py smollm2)" "$(tools/setup/models.py gemma3)"; do
-    python3 tools/bench/ratio.py --host "$host" --plugin "$PWD/build/$preset/bin/libggml-alloy.so" --env GGML_ALLOY_KERNELS=off "$model"
-    python3 tools/bench/ratio.py --host "$host" --plugin "$PWD/build/$preset/bin/libggml-alloy.so" "$model"
+    GGML_ALLOY_KERNELS=off "build/$preset/bin/alloy" bench -m "$model" --host "$host" -p 512 -n 64 # plans and buffers alone
+    "build/$preset/bin/alloy" bench -m "$model" --host "$host" -p 512 -n 64
+    python3 tools/bench/load_time.py --host "$host" --plugin "$plugin" "$model"
 done

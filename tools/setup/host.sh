@@ -44,7 +44,7 @@ case $flavour in
 esac
 default_targets=(llama-completion llama-server llama-bench llama-quantize llama-perplexity llama-embedding llama-mtmd-cli
                  llama-batched-bench test-backend-ops)
-[ "$flavour" = linked ] && default_targets=(llama-completion)
+[ "$flavour" = linked ] && default_targets=(llama-completion llama-bench llama-perplexity)
 targets=("${@:-${default_targets[@]}}")
 
 if [ ! -f "$src/CMakeLists.txt" ]; then

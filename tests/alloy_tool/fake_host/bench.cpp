@@ -1,7 +1,7 @@
 // A llama-bench with known speeds: FAKE_BENCH_STOCK_ON, _STOCK_OFF and _ALLOY are t/s, one a start; behind the last one, the last
 // again. FAKE_BENCH_STATE is a folder that counts the starts. FAKE_BENCH_FAIL="alloy 2" crashes the third start of that side,
 // FAKE_BENCH_ROW=short leaves out a field, FAKE_BENCH_IDLE=1 is a plugin that computes nothing, FAKE_BENCH_SLEEP=S takes so long.
-#include "base/counters.h"
+#include "host_side.h"
 
 #include <csignal>
 #include <cstdio>
@@ -12,19 +12,10 @@
 #include <string>
 #include <thread>
 
+using fake::argument;
+using fake::variable;
+
 namespace {
-
-std::string variable(const char * name) {
-    const char * value = std::getenv(name);
-    return value != nullptr ? value : "";
-}
-
-std::string argument(int argc, char ** argv, const char * name, const char * otherwise) {
-    for (int i = 1; i + 1 < argc; i++) {
-        if (std::strcmp(argv[i], name) == 0) return argv[i + 1];
-    }
-    return otherwise;
-}
 
 int starts_before(const std::string & side) {
     std::ofstream(variable("FAKE_BENCH_STATE") + "/" + side, std::ios::app) << '.';
@@ -56,18 +47,21 @@ void print_row(const std::string & side, int n_prompt, int n_gen, int depth, dou
 } // namespace
 
 int main(int argc, char ** argv) {
-    const bool has_plugin = !variable("GGML_BACKEND_PATH").empty();
+    if (fake::told_version(argc, argv)) return 0;
+    const bool has_plugin = fake::has_plugin(argc, argv);
     const std::string side = has_plugin ? "ALLOY" : argument(argc, argv, "-fa", "on") == "on" ? "STOCK_ON" : "STOCK_OFF";
     const int start = starts_before(side);
+    for (int i = 1; i < argc; i++) {
+        if (std::strcmp(argv[i], "--nonsense") != 0 && (has_plugin || std::strcmp(argv[i], "ALLOY0") != 0)) continue;
+        std::fprintf(stderr, "error: invalid parameter for argument: %s\n", argv[i]);
+        return 1;
+    }
     if (has_plugin && variable("FAKE_BENCH_IDLE") != "unloaded") {
-        alloy::publish_counters("0.0.1-fake", "avx2");
-        if (variable("FAKE_BENCH_IDLE").empty()) {
-            alloy::count(alloy::counter::graphs, 3);
-            alloy::count(alloy::counter::kernel_steps, 30);
-        }
+        alloy::publish_counters(ggml_version(), "avx2");
+        if (variable("FAKE_BENCH_IDLE").empty()) fake::count_some_work();
     }
     if (variable("FAKE_BENCH_FAIL") == side + " " + std::to_string(start)) {
-        std::fputs("something went wrong\n", stderr);
+        std::fprintf(stderr, "something went wrong with %s\n", argument(argc, argv, "-m", "").c_str());
         std::raise(SIGSEGV);
     }
     std::string memory(has_plugin ? 20 << 20 : 40 << 20, 'x'); // seen as anonymous memory
@@ -75,6 +69,8 @@ int main(int argc, char ** argv) {
     std::istringstream depths(argument(argc, argv, "-d", "0"));
     for (std::string depth; std::getline(depths, depth, ',');) {
         print_row(side, 512, 0, std::atoi(depth.c_str()), speed(side, start));
+        if (argument(argc, argv, "-p", "") == "512,512")
+            print_row(side, 512, 0, std::atoi(depth.c_str()), speed(side, start) / 2);
         print_row(side, 0, 64, std::atoi(depth.c_str()), speed(side, start) / 10);
     }
     return memory[5] == 'x' ? 0 : 1;

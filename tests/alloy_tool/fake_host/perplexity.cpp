@@ -1,7 +1,8 @@
-// A llama-perplexity with known figures. FAKE_PPL_KLD is the mean KLD of a side with the plugin (0.0001 otherwise).
+// A llama-perplexity with known figures. FAKE_PPL_KLD is the mean KLD of a side with the plugin, FAKE_PPL_STOCK_KLD that of stock
+// with a quantised cache (0.0001 otherwise).
 // FAKE_PPL_FAIL=KV crashes under that value of GGML_ALLOY_KV, FAKE_PPL_SHORT=1 leaves out a figure. Starts are counted by lines
 // in FAKE_PPL_LOG.
-#include "base/counters.h"
+#include "host_side.h"
 
 #include <csignal>
 #include <cstdio>
@@ -11,14 +12,7 @@
 #include <string>
 #include <thread>
 
-namespace {
-
-std::string variable(const char * name) {
-    const char * value = std::getenv(name);
-    return value != nullptr ? value : "";
-}
-
-} // namespace
+using fake::variable;
 
 int main(int argc, char ** argv) {
     std::string base;
@@ -27,15 +21,15 @@ int main(int argc, char ** argv) {
         compares = compares || std::strcmp(argv[i], "--kl-divergence") == 0;
         if (std::strcmp(argv[i], "--kl-divergence-base") == 0 && i + 1 < argc) base = argv[i + 1];
     }
-    const bool has_plugin = !variable("GGML_BACKEND_PATH").empty();
-    const std::string kv = variable("GGML_ALLOY_KV");
-    std::ofstream(variable("FAKE_PPL_LOG"), std::ios::app) << (has_plugin ? kv : compares ? "floor" : "base") << '\n';
-    if (has_plugin) {
-        alloy::publish_counters("0.0.1-fake", "avx2");
-        alloy::count(alloy::counter::graphs, 1);
-        alloy::count(alloy::counter::kernel_steps, 1);
-        alloy::count(alloy::counter::kv_sealed_pages, 7);
-    }
+    if (fake::told_version(argc, argv)) return 0;
+    const bool has_plugin = fake::has_plugin(argc, argv);
+    const std::string kv = variable("GGML_ALLOY_KV"), cache = fake::argument(argc, argv, "-ctk", "");
+    std::ofstream(variable("FAKE_PPL_LOG"), std::ios::app) << (has_plugin       ? kv
+                                                               : !cache.empty() ? "stock-" + cache
+                                                               : compares       ? "floor"
+                                                                                : "base")
+                                                           << '\n';
+    if (has_plugin) fake::count_some_work();
     std::this_thread::sleep_for(std::chrono::milliseconds(40));
     if (has_plugin && variable("FAKE_PPL_FAIL") == kv) std::raise(SIGABRT);
     if (!compares) {
@@ -44,7 +38,10 @@ int main(int argc, char ** argv) {
         return 0;
     }
     if (!std::ifstream(base)) return 1;
-    const double kld = has_plugin ? std::atof(variable("FAKE_PPL_KLD").c_str()) : 0.0001;
+    const double kld = std::atof((has_plugin      ? variable("FAKE_PPL_KLD")
+                                  : cache.empty() ? "0.0001"
+                                                  : variable("FAKE_PPL_STOCK_KLD"))
+                                     .c_str());
     std::printf("Mean PPL(Q)                   :  %f ±  0.500000\nMean PPL(base)                :  20.010000 ±  0.500000\n",
                 has_plugin ? 20.02 : 20.0);
     std::printf("Mean PPL(Q)/PPL(base)         :   1.001000 ±   %s\n", has_plugin ? "0.000500" : "0.000300");

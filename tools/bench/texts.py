@@ -1,13 +1,21 @@
-"""Long prose for the kv_*.py measurements: three public texts out of Debian packages, each cut into two disjoint sets.
+#!/usr/bin/env python3
+"""Long prose for `alloy quality`: three public texts out of Debian packages, each cut into two disjoint sets. Prints the path of a file.
 
-`choice` is for measuring while something is being chosen, `fresh` for the figures that are then published.
+    texts.py choice | fresh
+
+`choice` is for measuring while something is being chosen, `fresh` for the figures that are then published. The texts take turns, so that a few
+chunks of 2048 tokens have something of each.
 """
 import gzip
+import os
 import pathlib
 import re
 import subprocess
+import sys
 
-from kv_runs import CACHE
+CACHE = pathlib.Path(os.environ.get("GGML_ALLOY_CACHE") or
+                     pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "ggml-alloy") / "quality"
+TURN = 8000  # characters, about 2000 tokens
 
 PACKAGES = ["bible-kjv", "bible-kjv-text", "debian-policy", "debian-reference-en"]
 SETS = {"choice": (0.10, 0.50), "fresh": (0.55, 0.95)}  # parts of each text; tables of contents and appendices fall outside
@@ -56,21 +64,21 @@ def texts(which: str) -> list[str]:
     return [text[int(first * len(text)):int(last * len(text))] for text in whole]
 
 
-def interleaved(tokenize, detokenize, which: str, tokens: int, chunks: int) -> str:
-    """Pieces of `tokens` tokens, one of each text in turn, so that a program that cuts by tokens finds one text in each chunk.
-
-    Exact but for the few tokens that the tokenizer joins differently at the seams.
-    """
+def interleaved(which: str) -> str:
     sources = texts(which)
-    cut = [0] * len(sources)
-    pieces = []
-    for chunk in range(chunks):
-        at = chunk % len(sources)
-        window = sources[at][cut[at]:cut[at] + 8 * tokens]
-        found = tokenize(window)
-        if len(found) < tokens:
-            raise SystemExit(f"text set '{which}' is too short for {chunks} chunks of {tokens} tokens")
-        piece = detokenize(found[:tokens])
-        cut[at] += len(piece)
-        pieces.append(piece)
-    return "".join(pieces)
+    turns = min(len(text) for text in sources) // TURN
+    return "".join(text[turn * TURN:(turn + 1) * TURN] for turn in range(turns) for text in sources)
+
+
+def main() -> None:
+    if len(sys.argv) != 2 or sys.argv[1] not in SETS:
+        sys.exit(f"usage: texts.py {' | '.join(SETS)}")
+    made = interleaved(sys.argv[1])
+    file = CACHE / "texts" / f"{sys.argv[1]}.txt"
+    if not file.exists() or file.read_text() != made:  # a new date would make another text of it
+        file.write_text(made)
+    print(file)
+
+
+if __name__ == "__main__":
+    main()
