@@ -8,6 +8,7 @@
 #include "ops/row_op.h"
 #include "ops/sampling_op.h"
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -84,6 +85,7 @@ struct node_step {
 struct step_range {
     const step * begin;
     const step * end;
+    std::atomic<bool> * failed; // set when one of them is
 };
 
 struct plan {

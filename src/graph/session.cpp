@@ -39,14 +39,19 @@ bool index_in_range(const index_check & check) {
     return true;
 }
 
-void do_tasks(const step & s, int thread, int num_threads) {
-    if (s.num_tasks == one_task_a_thread) return s.run(s.arguments, thread, num_threads);
-    for (int task = thread; task < s.num_tasks; task += num_threads) s.run(s.arguments, task, s.num_tasks);
+// Steps that want memory of their own may find none. The graph fails then, not the process: threads and the host know no exceptions.
+void do_tasks(const step & s, int thread, int num_threads, std::atomic<bool> & failed) {
+    try {
+        if (s.num_tasks == one_task_a_thread) return s.run(s.arguments, thread, num_threads);
+        for (int task = thread; task < s.num_tasks; task += num_threads) s.run(s.arguments, task, s.num_tasks);
+    } catch (const std::exception & e) {
+        if (!failed.exchange(true)) ALLOY_ERROR("graph failed in step \"%s\": %s", s.label.c_str(), e.what());
+    }
 }
 
 void run_custom_node(host::tensor *, int thread, int num_threads, void * user) {
     const auto & range = *static_cast<const step_range *>(user);
-    for (const step * s = range.begin; s != range.end; s++) do_tasks(*s, thread, num_threads);
+    for (const step * s = range.begin; s != range.end; s++) do_tasks(*s, thread, num_threads, *range.failed);
 }
 
 host::tensor custom_node(step_range * range) {
@@ -66,6 +71,7 @@ struct pool_run {
     const plan * p;
     host::abort_callback abort;
     void * abort_user;
+    std::atomic<bool> & failed;
     std::atomic<bool> aborted{false};
 };
 
@@ -77,7 +83,7 @@ void run_steps(void * user, int thread, int num_threads) {
             pool_barrier(num_threads);
             if (run.aborted.load()) return;
         }
-        do_tasks(s, thread, num_threads);
+        do_tasks(s, thread, num_threads, run.failed);
     }
 }
 
@@ -160,7 +166,9 @@ bool session::prologue(const plan & p) const {
 }
 
 int session::run(plan & p, const host::graph & graph) {
-    return p.delegated_nodes > 0 ? run_in_host_threads(p, graph) : run_on_own_threads(p);
+    failed_.store(false);
+    const int status = p.delegated_nodes > 0 ? run_in_host_threads(p, graph) : run_on_own_threads(p);
+    return failed_.load() && status == host::status_success ? static_cast<int>(host::status_alloc_failed) : status;
 }
 
 // A graph with delegated nodes is carried by the host's threads from end to end, our steps as CUSTOM nodes between its own: two
@@ -176,7 +184,7 @@ int session::run_in_host_threads(plan & p, const host::graph & graph) {
             }
             size_t end = i + 1;
             while (end < p.steps.size() && p.steps[end].run != nullptr && !p.steps[end].barrier) end++;
-            p.ranges.push_back(std::make_unique<step_range>(step_range{&p.steps[i], p.steps.data() + end}));
+            p.ranges.push_back(std::make_unique<step_range>(step_range{&p.steps[i], p.steps.data() + end, &failed_}));
             p.clones.push_back(std::make_unique<host::tensor>(custom_node(p.ranges.back().get())));
             p.carried.push_back(p.clones.back().get());
             i = end;
@@ -189,7 +197,7 @@ int session::run_in_host_threads(plan & p, const host::graph & graph) {
 
 int session::run_on_own_threads(const plan & p) {
     if (p.steps.empty()) return host::status_success;
-    pool_run run{&p, abort_, abort_user_, {}};
+    pool_run run{&p, abort_, abort_user_, failed_};
     count(counter::pool_runs);
     run_on_pool(num_threads_, run_steps, &run);
     return run.aborted.load() ? host::status_aborted : host::status_success;

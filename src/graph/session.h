@@ -3,6 +3,7 @@
 #include "graph/plan.h"
 #include "host/cpu.h"
 
+#include <atomic>
 #include <list>
 #include <memory>
 
@@ -31,6 +32,7 @@ class session {
     int num_threads_ = 1;
     host::abort_callback abort_ = nullptr;
     void * abort_user_ = nullptr;
+    std::atomic<bool> failed_{false}; // a step of this run did
     std::list<plan> plans_; // latest first
     plan once_;             // of a graph without uid
 };

@@ -268,7 +268,7 @@ std::vector<int64_t> cache_tensor::sealable(int64_t sequences, size_t most) cons
 void cache_tensor::seal(int64_t sequences) {
     const auto done = [&](int32_t i) {
         block & b = blocks_[static_cast<size_t>(i)];
-        if (is_sealable(b, sequences)) b.stuck = !seal_block(i);
+        if (is_sealable(b, sequences)) seal_block(i);
         b.listed = !b.sealed && b.written != 0;
         return !b.listed;
     };

@@ -100,7 +100,7 @@ void head_rates::measure(const cache_tensor & keys, const cache_tensor & values,
         const rows k = keys.turned_rows(block, head), v = values.turned_rows(block, head);
         const weights_of_cells w = weigh(seen, head, k, v, keys.rotation(), values.rotation());
         rows without_mean = k;
-        keys.add_mean(block, head, -1, without_mean.data());
+        keys.take_mean(block, head, without_mean);
         size_t option = static_cast<size_t>(head) * options;
         for (const kv_codec codec : choices(false)) {
             const rows lost = error_of(without_mean, codec, seen.d_k);

@@ -58,6 +58,7 @@ struct block_write {
 struct key_means {
     const std::vector<float> values;
     explicit key_means(std::vector<float> means);
+    const float * of(int64_t head, int64_t d) const { return values.data() + head * d; }
     ~key_means();
     key_means(const key_means &) = delete;
 };
@@ -120,7 +121,7 @@ class cache_tensor {
     int64_t rotation() const { return rotation_; } // of sealed pages: groups of so many; 0: none
     void set_codec(int64_t head, kv_codec codec); // of blocks sealed from now on
     head_rates & rates() const { return rates_; }
-    void add_mean(int64_t block, int64_t head, float times, float * rows) const; // to [64][d]
+    void take_mean(int64_t block, int64_t head, std::vector<float> & rows) const; // from [64][d], as far as it is known
     std::vector<float> turned_rows(int64_t block, int64_t head) const; // [64][d]: rows as sealed pages hold them, sealed pages as rows do
 
     attention_pages pages_of(int64_t stream, int64_t head) const { return {pages_.data() + (stream * heads_ + head) * blocks_a_stream_, d_, static_cast<int64_t>(row_bytes_)}; }
@@ -148,7 +149,7 @@ class cache_tensor {
         bool sealed = false;
         bool opened = false;  // by open_share(), to be sealed again by seal_share(), or later when a graph ended between the two
         bool listed = false;  // in open_
-        bool stuck = false;   // could not be sealed
+        bool stuck = false;   // holds what no codec takes
         std::shared_ptr<const key_means> means; // of keys that were sealed, and may be again
     };
     struct stream {
@@ -168,6 +169,7 @@ class cache_tensor {
     void note_write(const block_write & w);
     void list(int64_t block); // in open_
     std::shared_ptr<const key_means> means_for(int64_t block) const; // of a neighbour, or of its own rows
+    bool encode_block(int64_t block, const key_means * means, std::vector<attention_page> & sealed) const;
     bool seal_block(int64_t block);
     void show_rows(int64_t block); // in the table of pages
     void show_sealed(int64_t block, const std::vector<attention_page> & sealed);

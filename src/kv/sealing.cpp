@@ -8,14 +8,18 @@
 #include "kernels/rowwise/rowwise.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
+#include <new>
 
 namespace alloy::kv {
 namespace {
 
 size_t page_bytes_of(const attention_page & page, int64_t d) {
     return static_cast<size_t>(attention_block * (cell_row_bytes(page.cells->type, d) + 2));
+}
+
+void add_to_rows(const float * x, float times, int64_t d, std::vector<float> & rows) {
+    for (size_t i = 0; x != nullptr && i < rows.size(); i++) rows[i] += times * x[i % static_cast<size_t>(d)];
 }
 
 } // namespace
@@ -57,7 +61,8 @@ std::vector<float> cache_tensor::turned_rows(int64_t block, int64_t head) const 
         const int64_t stride = is_coded(from.cells->type) ? cell_row_bytes(from.cells->type, d_) : static_cast<int64_t>(row_bytes_);
         from.cells->expand(from.data, stride, block_cells, d_, rows.data());
     }
-    if (blocks_[static_cast<size_t>(block)].sealed) add_mean(block, head, 1, rows.data());
+    const auto & from = blocks_[static_cast<size_t>(block)];
+    if (from.sealed && from.means != nullptr) add_to_rows(from.means->of(head, d_), 1, d_, rows);
     if (rotation_ > 0) hadamard_in_place(rows.data(), block_cells * d_ / rotation_, rotation_);
     return rows;
 }
@@ -80,28 +85,43 @@ std::shared_ptr<const key_means> cache_tensor::means_for(int64_t block) const {
     return std::make_shared<const key_means>(std::move(means));
 }
 
-void cache_tensor::add_mean(int64_t block, int64_t head, float times, float * rows) const {
+void cache_tensor::take_mean(int64_t block, int64_t head, std::vector<float> & rows) const {
     const key_means * means = blocks_[static_cast<size_t>(block)].means.get();
-    for (int64_t i = 0; means != nullptr && i < block_cells * d_; i++) rows[i] += times * means->values[static_cast<size_t>(head * d_ + i % d_)];
+    if (means != nullptr) add_to_rows(means->of(head, d_), -1, d_, rows);
 }
 
-// False: a row is not finite, or memory is short. Nothing is changed then.
-bool cache_tensor::seal_block(int64_t block) {
-    std::shared_ptr<const key_means> & means = blocks_[static_cast<size_t>(block)].means;
-    if (!name_.is_value && means == nullptr) means = means_for(block);
-    std::vector<attention_page> sealed;
+// One page a head. False: a row is not finite. Throws std::bad_alloc.
+bool cache_tensor::encode_block(int64_t block, const key_means * means, std::vector<attention_page> & sealed) const {
+    sealed.reserve(static_cast<size_t>(heads_));
     for (int64_t head = 0; head < heads_; head++) {
         const kv_codec codec = codecs_[static_cast<size_t>(head)];
         std::vector<float> rows = turned_rows(block, head);
-        add_mean(block, head, -1, rows.data());
+        const float * mean = means != nullptr ? means->of(head, d_) : nullptr;
+        add_to_rows(mean, -1, d_, rows);
         uint8_t * to = arena_.take(static_cast<size_t>(kv_codec_page_bytes(codec, d_)));
-        if (to != nullptr) sealed.push_back({to, find_attention(cell_type_of_codec(codec)), nullptr, means != nullptr ? means->values.data() + head * d_ : nullptr});
-        if (to == nullptr || !find_encode(codec)({rows.data(), d_ * static_cast<int64_t>(sizeof(float)), d_, to})) {
-            give_back(sealed);
-            means = nullptr;
-            count(counter::kv_unsealable_blocks);
-            return false;
-        }
+        if (to == nullptr) throw std::bad_alloc();
+        sealed.push_back({to, find_attention(cell_type_of_codec(codec)), nullptr, mean});
+        if (!find_encode(codec)({rows.data(), d_ * static_cast<int64_t>(sizeof(float)), d_, to})) return false;
+    }
+    return true;
+}
+
+// False: nothing is changed. Rows that are not finite are stuck until they are written again; where memory is short, it is tried again.
+bool cache_tensor::seal_block(int64_t block) {
+    auto & here = blocks_[static_cast<size_t>(block)];
+    std::vector<attention_page> sealed;
+    try {
+        const std::shared_ptr<const key_means> means = name_.is_value || here.means != nullptr ? here.means : means_for(block);
+        here.stuck = !encode_block(block, means.get(), sealed);
+        if (!here.stuck) here.means = means;
+    } catch (const std::bad_alloc &) {
+        give_back(sealed);
+        sealed.clear();
+    }
+    if (sealed.empty() || here.stuck) {
+        give_back(sealed);
+        count(counter::kv_unsealable_blocks);
+        return false;
     }
     show_sealed(block, sealed);
     drop_rows(block);
@@ -223,7 +243,7 @@ void cache_tensor::open_share(int thread, int num_threads) {
 void cache_tensor::seal_share(int thread, int num_threads) {
     if (plain_) return;
     each_block_of(thread, num_threads, [&](int64_t i, block & b) {
-        if (b.opened) b.opened = !seal_block(i);
+        if (b.opened) b.opened = !b.sealed && !seal_block(i); // sealed: it could not be opened
     });
 }
 

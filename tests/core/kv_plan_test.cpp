@@ -22,6 +22,15 @@ using namespace alloy;
 using host::op;
 using host::tensor;
 
+// Requests of so many bytes fail; 0: none does.
+static std::atomic<size_t> no_memory_for{0};
+void * operator new(size_t bytes) {
+    void * p = bytes == no_memory_for.load() ? nullptr : std::malloc(bytes);
+    return p != nullptr ? p : throw std::bad_alloc();
+}
+void operator delete(void * p) noexcept { std::free(p); }
+void operator delete(void * p, size_t) noexcept { std::free(p); }
+
 namespace {
 
 constexpr int64_t d = 64, kv_heads = 1, cells = 512, row_bytes = d * 2;
@@ -112,6 +121,14 @@ class KvPlan : public ::testing::Test {
         tensor * t = g.node(op::flash_attn_ext, "attention", {d, 2, rows}, {queries, heads(k, n), heads(v, n), g.leaf("mask", host::type_f16, {n, rows})});
         g.set_param(t, 0, 0.125f);
     }
+    void shift_keys() {
+        tensor * all = view_of(k, "all", {d, kv_heads, cells});
+        tensor * shift = g.node(op::rope, "shift", {d, kv_heads, cells}, {all, g.leaf("by", host::type_i32, {cells})});
+        shift->type = k.type;
+        std::copy_n(all->nb, 4, shift->nb);
+        shift->view_src = &k;
+        shift->data = k.data;
+    }
     std::vector<std::string> labels() {
         const host::graph & graph = g.graph();
         const graph::plan p = graph::make_plan(graph);
@@ -167,6 +184,39 @@ TEST_F(KvPlan, GraphsSealWhatIsOldAndOpenWhatTheyWrite) {
     ASSERT_EQ(run(), host::status_success);
     EXPECT_EQ(value_of(counter::kv_opened_pages) - opened, 4u);
     EXPECT_LT(value_of(counter::kv_sealed_bytes), sealed);
+}
+
+TEST_F(KvPlan, WithoutMemoryToSealRowsStayAndAreSealedLater) {
+    layer(20, cells);
+    set(k, 0, cells);
+    set(v, 0, cells);
+    const uint64_t sealed = value_of(counter::kv_sealed_pages), unsealable = value_of(counter::kv_unsealable_blocks);
+    no_memory_for = attention_block * d * sizeof(float); // rows on their way to a codec
+    ASSERT_EQ(run(), host::status_success);
+    EXPECT_EQ(value_of(counter::kv_sealed_pages), sealed);
+    EXPECT_GT(value_of(counter::kv_unsealable_blocks), unsealable);
+    no_memory_for = 0;
+    ASSERT_EQ(run(), host::status_success);
+    EXPECT_GT(value_of(counter::kv_sealed_pages), sealed);
+}
+
+// A context shift opens blocks within the graph.
+TEST_F(KvPlan, GraphsThatFindNoMemoryFailAndTheNextOneRuns) {
+    layer(20, cells);
+    set(k, 0, cells);
+    set(v, 0, cells);
+    ASSERT_EQ(run(), host::status_success);
+    g = {};
+    shift_keys();
+    const uint64_t failed = value_of(counter::failed_graphs), sealed = value_of(counter::kv_sealed_bytes);
+    no_memory_for = attention_block * d * sizeof(float);
+    EXPECT_EQ(run(), host::status_alloc_failed);
+    no_memory_for = 0;
+    EXPECT_EQ(value_of(counter::failed_graphs), failed + 1);
+    g = {};
+    shift_keys();
+    EXPECT_EQ(run(), host::status_success);
+    EXPECT_EQ(value_of(counter::kv_sealed_bytes), sealed);
 }
 
 TEST_F(KvPlan, WholeBlocksAreDroppedNotOpened) {
@@ -258,12 +308,7 @@ TEST_F(KvPlan, ContextShiftsOpenAndCloseTheCache) {
     ASSERT_GT(sealed, 0u);
     const auto rows = get(k, 0, cells);
     g = {};
-    tensor * all = view_of(k, "all", {d, kv_heads, cells});
-    tensor * shift = g.node(op::rope, "shift", {d, kv_heads, cells}, {all, g.leaf("by", host::type_i32, {cells})});
-    shift->type = k.type;
-    std::copy_n(all->nb, 4, shift->nb);
-    shift->view_src = &k;
-    shift->data = k.data;
+    shift_keys();
     EXPECT_EQ(labels(), (std::vector<std::string>{"|open cache", "|host", "|close cache"}));
     ASSERT_EQ(run(), host::status_success);
     EXPECT_EQ(value_of(counter::kv_sealed_bytes), sealed);
