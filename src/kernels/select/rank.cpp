@@ -175,6 +175,11 @@ int64_t top_ranks(const float * x, int64_t n, int64_t k, select_memory & m, bool
     return k;
 }
 
+void rank_row(const float * x, int64_t n, select_memory & m) {
+    rank_all(x, n, m);
+    sort_ranks(m.ranks.data(), m.spare.data(), n);
+}
+
 void argsort(const float * x, int64_t n, bool descending, int32_t * ids, select_memory & m) {
     rank_all(x, n, m);
     if (!descending) {

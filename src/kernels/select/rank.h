@@ -45,6 +45,9 @@ void sort_ranks(rank * ranks, rank * spare, int64_t n);
 // The first min(k, n) of the order into m.ranks, sorted; how many. `maxima_known`: block_maxima ran on this row, with lanes.
 int64_t top_ranks(const float * x, int64_t n, int64_t k, select_memory & m, bool maxima_known = false);
 
+// All of the order into m.ranks, sorted.
+void rank_row(const float * x, int64_t n, select_memory & m);
+
 // All ids in their order, or by ascending value (equal values: ascending ids; NaN first).
 void argsort(const float * x, int64_t n, bool descending, int32_t * ids, select_memory & m);
 
