@@ -54,7 +54,7 @@ place_list define(const std::vector<float> & row, const std::vector<sampler_part
     for (const sampler_part & s : parts) {
         switch (s.what) {
             case part::biases:
-                for (const llama_logit_bias & b : some_biases) list[static_cast<size_t>(b.token)].value = static_cast<double>(row[static_cast<size_t>(b.token)] + b.bias);
+                for (const llama_logit_bias & b : some_biases) list[static_cast<size_t>(b.token)].value = ordered(row[static_cast<size_t>(b.token)] + b.bias);
                 break;
             case part::penalties:
                 for (const int32_t token : {3, 9, 27, 81, 243, 700}) {
