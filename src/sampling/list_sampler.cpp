@@ -105,26 +105,39 @@ void list_sampler::top_p(list & l, float p, int32_t * candidates) {
         l.sorted = true;
         return;
     }
-    const double sum = weigh(l, nullptr);
-    const auto share = static_cast<float>(1 / sum);
+    const auto share = static_cast<float>(1 / weigh(l, nullptr));
+    if (whole) {
+        int32_t * ids = candidates != nullptr ? candidates : room(sorted_ids_, l.n);
+        argsort(l.values, l.n, true, ids, memory_);
+        const float * row = l.values;
+        float * values = room(list_values_, l.n);
+        l = {values, nullptr, ids, l.n, l.n, l.highest, true};
+        l.m = nucleus(l, share, p, [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; i++) values[i] = row[ids[i]];
+        });
+    } else {
+        l.m = nucleus(l, share, p, [](int64_t, int64_t) {});
+    }
+}
+
+// How many hold the share p of a sorted list. In pieces, since most often the first does; `fill` makes their values.
+template <class Fill> int64_t list_sampler::nucleus(const list & l, float share, float p, Fill fill) {
+    constexpr int64_t piece = 512;
     double run = 0;
-    int64_t m = 0;
-    const auto reached = [&](float value) { return !(static_cast<float>(run += static_cast<double>(std::exp(value - l.highest) * share)) < p); };
-    if (!whole) {
-        while (m < l.m && !reached(l.values[m++])) {}
-        l.m = m;
-        return;
+    for (int64_t begin = 0; begin < l.m; begin += piece) {
+        const int64_t end = std::min(l.m, begin + piece);
+        fill(begin, end);
+        list part = l;
+        part.values += begin;
+        part.m = end - begin;
+        const float * e = room(weights_, piece);
+        weigh(part, weights_.data());
+        for (int64_t i = begin; i < end; i++) {
+            run += static_cast<double>(e[i - begin] * share);
+            if (!(static_cast<float>(run) < p)) return i + 1;
+        }
     }
-    rank_row(l.values, l.n, memory_);
-    const rank * ranks = memory_.ranks.data();
-    int32_t * ids = candidates != nullptr ? candidates : room(sorted_ids_, l.n);
-    for (int64_t i = 0; i < l.n; i++) ids[i] = id_of(ranks[i]);
-    float * values = room(list_values_, l.n);
-    while (m < l.n) {
-        values[m] = value_of(ranks[m]);
-        if (reached(values[m++])) break;
-    }
-    l = {values, nullptr, ids, l.n, m, l.highest, true};
+    return l.m;
 }
 
 void list_sampler::min_p(list & l, float log_p) {

@@ -75,6 +75,7 @@ class list_sampler {
     void measure(list & l, bool with_lanes = false);
     void top_k(list & l, int64_t k);
     void top_p(list & l, float p, int32_t * candidates);
+    template <class Fill> int64_t nucleus(const list & l, float share, float p, Fill fill);
     void min_p(list & l, float log_p);
     void scale(list & l, const stage & s, float * direct);
     void first(list & l);

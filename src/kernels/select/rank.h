@@ -12,10 +12,12 @@ namespace alloy {
 // A value and its id in one number: ascending ranks are descending values, equal values ascending ids.
 using rank = uint64_t;
 
+// Without branches: signs of logits are a coin's flips.
 inline rank rank_of(float value, int32_t id) {
-    const float y = value == value ? value + 0.0f : -std::numeric_limits<float>::infinity(); // -0 + 0 is +0
-    const uint32_t bits = std::bit_cast<uint32_t>(y);
-    const uint32_t descending = (bits >> 31) != 0 ? bits : ~bits & 0x7fffffffu;
+    constexpr uint32_t infinity = 0x7f800000u, sign = 0x80000000u;
+    uint32_t bits = std::bit_cast<uint32_t>(value + 0.0f); // -0 + 0 is +0
+    bits = (bits & ~sign) > infinity ? sign | infinity : bits;
+    const uint32_t descending = bits ^ (~static_cast<uint32_t>(static_cast<int32_t>(bits) >> 31) & ~sign);
     return static_cast<rank>(descending) << 32 | static_cast<uint32_t>(id);
 }
 inline int32_t id_of(rank r) { return static_cast<int32_t>(r & 0xffffffffu); }
@@ -44,9 +46,6 @@ void sort_ranks(rank * ranks, rank * spare, int64_t n);
 
 // The first min(k, n) of the order into m.ranks, sorted; how many. `maxima_known`: block_maxima ran on this row, with lanes.
 int64_t top_ranks(const float * x, int64_t n, int64_t k, select_memory & m, bool maxima_known = false);
-
-// All of the order into m.ranks, sorted.
-void rank_row(const float * x, int64_t n, select_memory & m);
 
 // All ids in their order, or by ascending value (equal values: ascending ids; NaN first).
 void argsort(const float * x, int64_t n, bool descending, int32_t * ids, select_memory & m);
