@@ -30,6 +30,19 @@ std::vector<const host::tensor *> unwritten_nodes(const step & s) {
     return nodes;
 }
 
+// A node of the step that has `node` as a source, if the step reads its memory. (Chains read the logits instead of their padded copy.)
+const host::tensor * reader_of(const host::tensor * node, const step & s) {
+    const byte_range memory = range_of(node);
+    if (std::none_of(s.reads.begin(), s.reads.end(), [&](const byte_range & r) { return r.meets(memory); })) return nullptr;
+    for (const host::tensor * reader : s.nodes) {
+        for (const host::tensor * source : reader->src) {
+            while (source != nullptr && source != node && host::is_view_op(host::op_of(source)) && source->src[0] != nullptr) source = source->src[0];
+            if (source == node) return reader;
+        }
+    }
+    return nullptr;
+}
+
 } // namespace
 
 std::string print_plan(const plan & p) {
@@ -69,14 +82,10 @@ std::string verify_plan(const plan & p, const host::graph & graph) {
     for (int i = 0; i < graph.n_nodes; i++) live += is_live(graph.nodes[i]) ? 1 : 0;
     for (const step & s : p.steps) {
         computed += s.nodes.size();
-        const std::vector<const host::tensor *> unwritten = unwritten_nodes(s);
-        for (int i = 0; i < graph.n_nodes && !unwritten.empty(); i++) {
-            const host::tensor * node = graph.nodes[i];
-            if (!is_live(node) || std::find(s.nodes.begin(), s.nodes.end(), node) != s.nodes.end()) continue;
-            for (const host::tensor * source : node->src) {
-                while (source != nullptr && host::is_view_op(host::op_of(source)) && source->src[0] != nullptr) source = source->src[0];
-                if (std::find(unwritten.begin(), unwritten.end(), source) != unwritten.end())
-                    return std::string(source->name) + " is fused away but " + node->name + " reads it";
+        for (const host::tensor * fused : unwritten_nodes(s)) {
+            for (const step & other : p.steps) {
+                const host::tensor * reader = &other != &s ? reader_of(fused, other) : nullptr;
+                if (reader != nullptr) return std::string(fused->name) + " is fused away but " + reader->name + " reads it";
             }
         }
     }

@@ -3,6 +3,7 @@
 #include "base/check.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <functional>
 #include <numeric>
@@ -18,6 +19,7 @@ select_kernel kernel_for(select_op op) {
 
 // --- sorting
 
+constexpr int64_t select_few = 16;  // up to this part of a row, maxima of groups bound what is looked at
 constexpr int64_t short_sort = 192; // below, std::sort beats three passes over 2048 counters
 
 constexpr int64_t long_sort = 4096; // from here, counters of eleven bits pay
@@ -121,7 +123,23 @@ float bound_of_top(int64_t n, int64_t k, select_memory & m) {
     return kth_highest(m.group_maxima.data(), groups, k);
 }
 
-// Ranks of all elements, or of what find_range found.
+// Where a large part of a row is wanted: an element of a sample of it, low enough that k elements reach it but once in thousands of rows. Then
+// too few are found, and everything is sorted.
+float sampled_bound(const float * x, int64_t n, int64_t k) {
+    constexpr int64_t samples = 1024;
+    std::array<float, samples> sample;
+    for (int64_t i = 0; i < samples; i++) {
+        const float y = x[i * n / samples];
+        sample[static_cast<size_t>(i)] = y == y ? y : -std::numeric_limits<float>::infinity();
+    }
+    const double expected = static_cast<double>(samples * k) / static_cast<double>(n);
+    const auto at = static_cast<int64_t>(expected + 4 * std::sqrt(expected) + 1);
+    if (at >= samples) return -std::numeric_limits<float>::infinity();
+    std::nth_element(sample.begin(), sample.begin() + at, sample.end(), std::greater<>());
+    return sample[static_cast<size_t>(at)];
+}
+
+// Ranks of all elements.
 void rank_all(const float * x, int64_t n, select_memory & m) {
     m.fit(n);
     for (int64_t i = 0; i < n; i++) m.ranks[static_cast<size_t>(i)] = rank_of(x[i], static_cast<int32_t>(i));
@@ -186,13 +204,18 @@ void sort_ranks(rank * ranks, rank * spare, int64_t n) {
 int64_t top_ranks(const float * x, int64_t n, int64_t k, select_memory & m, bool maxima_known) {
     k = std::min(k, n);
     if (k <= 0) return 0;
-    int64_t found = n;
-    if (n >= 512 && k <= n / 16) {
+    int64_t found = 0;
+    if (n >= 512 && k <= n / select_few) {
         if (!maxima_known) block_maxima(x, n, m, select_blocks(n) < 2 * k);
         found = find_range(x, n, bound_of_top(n, k, m), std::numeric_limits<float>::infinity(), m, true);
+    } else if (n >= 4096 && k <= n / 2) {
+        found = find_range(x, n, sampled_bound(x, n, k), std::numeric_limits<float>::infinity(), m, false);
+    }
+    if (found >= k) {
         for (int64_t i = 0; i < found; i++) m.ranks[static_cast<size_t>(i)] = rank_of(m.values[static_cast<size_t>(i)], m.ids[static_cast<size_t>(i)]);
     } else {
         rank_all(x, n, m);
+        found = n;
     }
     ALLOY_EXPECT(found >= k);
     if (found > 2 * k) {
