@@ -5,6 +5,7 @@
 #ifndef ALLOY_HOST_HEADERS
 int main() { return alloy::test::without_headers(); }
 #else
+#include "support/list_oracle.h"
 #include "support/sampling_graph.h"
 #include "support/sampling_oracle.h"
 
@@ -15,98 +16,43 @@ int main() { return alloy::test::without_headers(); }
 namespace alloy::test {
 namespace {
 
-// --- the definition -----------------------------------------------------------------------------------------------------------------
-struct place {
-    double value;
-    int32_t token;
-    bool masked = false;
-};
-using place_list = std::vector<place>;
+// --- the definition: the host's samplers as stages -------------------------------------------------------------------------------------
+struct stage_list {
+    std::vector<sampling::stage> stages;
+    std::vector<float> biases;
+    std::vector<int32_t> bias_tokens, tokens, counts;
 
-double ordered(float x) { return std::isnan(x) ? -std::numeric_limits<double>::infinity() : static_cast<double>(x); }
-double mass_of(const place & p, double highest) { return p.masked ? 0 : std::exp(p.value - highest); }
-double highest_of_list(const place_list & list) {
-    double top = -std::numeric_limits<double>::infinity();
-    for (const place & p : list) {
-        if (!p.masked && p.value > top) top = p.value;
-    }
-    return top;
-}
-std::vector<double> shares_of(const place_list & list) {
-    const double top = highest_of_list(list);
-    std::vector<double> shares;
-    double sum = 0;
-    for (const place & p : list) {
-        shares.push_back(mass_of(p, top));
-        sum += shares.back();
-    }
-    for (double & s : shares) s /= sum;
-    return shares;
-}
-void sort_list(place_list & list) {
-    std::stable_sort(list.begin(), list.end(), [](const place & a, const place & b) { return !a.masked && (b.masked || a.value > b.value); });
-}
-
-// `slack` moves the ends of nuclei: what rounding may do.
-place_list define(const std::vector<float> & row, const std::vector<sampler_part> & parts, double slack) {
-    place_list list;
-    for (size_t i = 0; i < row.size(); i++) list.push_back({ordered(row[i]), static_cast<int32_t>(i)});
-    for (const sampler_part & s : parts) {
-        switch (s.what) {
-            case part::biases:
-                for (const llama_logit_bias & b : some_biases) list[static_cast<size_t>(b.token)].value = ordered(row[static_cast<size_t>(b.token)] + b.bias);
-                break;
-            case part::penalties:
-                for (const int32_t token : {3, 9, 27, 81, 243, 700}) {
-                    const auto count = static_cast<float>(std::count(past_tokens.begin(), past_tokens.end(), token));
-                    double & x = list[static_cast<size_t>(token)].value;
-                    auto y = static_cast<float>(x);
-                    y *= y > 0 ? 1 / s.a : s.a;
-                    x = static_cast<double>(y - count * s.b - s.c);
-                }
-                break;
-            case part::top_k:
-                sort_list(list);
-                list.resize(std::min(list.size(), static_cast<size_t>(s.a)));
-                break;
-            case part::top_p: {
-                sort_list(list);
-                const std::vector<double> shares = shares_of(list);
-                double run = 0;
-                bool reached = false;
-                for (size_t i = 0; i < list.size(); i++) {
-                    list[i].masked = list[i].masked || reached;
-                    run += shares[i];
-                    reached = reached || run >= static_cast<double>(s.a) + slack;
-                }
-                break;
-            }
-            case part::min_p: {
-                const float lowest = static_cast<float>(highest_of_list(list)) + std::log(s.a);
-                for (place & p : list) p.masked = p.masked || !(p.value >= static_cast<double>(lowest));
-                break;
-            }
-            case part::temperature:
-                if (s.a <= 0) {
-                    sort_list(list);
-                    list.resize(1);
+    stage_list(const std::vector<sampler_part> & parts, int64_t n) {
+        using sampling::stage_kind;
+        for (const llama_logit_bias & b : some_biases) {
+            biases.push_back(b.bias);
+            bias_tokens.push_back(b.token);
+        }
+        tokens = {3, 9, 27, 81, 243, 700};
+        for (const int32_t token : tokens) counts.push_back(static_cast<int32_t>(std::count(past_tokens.begin(), past_tokens.end(), token)));
+        for (const sampler_part & s : parts) {
+            switch (s.what) {
+                case part::biases: stages.push_back({.kind = stage_kind::biases, .values = biases, .tokens = bias_tokens}); break;
+                case part::penalties: stages.push_back({.kind = stage_kind::penalties, .tokens = tokens, .counts = counts, .repeat_above = 1 / s.a, .repeat_below = s.a, .frequency = s.b, .presence = s.c}); break;
+                case part::top_k: stages.push_back({.kind = stage_kind::top_k, .k = static_cast<int64_t>(s.a)}); break;
+                case part::top_p: stages.push_back({.kind = stage_kind::top_p, .p = s.a}); break;
+                case part::min_p: stages.push_back({.kind = stage_kind::min_p, .p = std::log(s.a)}); break;
+                case part::temperature:
+                    if (s.a <= 0) stages.push_back({.kind = stage_kind::first});
+                    else stages.push_back({.kind = stage_kind::temperature, .factor = 1 / s.a});
+                    break;
+                case part::dynamic_temperature: {
+                    const float least = std::max(0.0f, s.a - s.b);
+                    stages.push_back({.kind = stage_kind::dynamic_temperature, .entropy_factor = 1 / std::log(static_cast<float>(sampling::places_after(stages, n))),
+                                      .exponent = s.c, .span = s.a + s.b - least, .base = least});
                     break;
                 }
-                for (place & p : list) p.value = static_cast<double>(static_cast<float>(p.value) * (1 / s.a));
-                break;
-            case part::dynamic_temperature: {
-                double entropy = 0;
-                for (const double share : shares_of(list)) entropy -= std::clamp(share, 1e-10, 1.0) * std::log(std::clamp(share, 1e-10, 1.0));
-                const double least = static_cast<double>(std::max(0.0f, s.a - s.b)), most = static_cast<double>(s.a + s.b);
-                const double t = least + (most - least) * std::pow(entropy / std::log(static_cast<double>(list.size())), static_cast<double>(s.c));
-                for (place & p : list) p.value /= t;
-                break;
+                default: break;
             }
-            default: break;
         }
     }
-    return list;
-}
+    stage_list(const stage_list &) = delete;
+};
 
 // --- one graph ----------------------------------------------------------------------------------------------------------------------
 struct chain_case {
@@ -151,12 +97,6 @@ struct tally {
     }
 };
 
-// How far the uniform is from the share of place `at`, in the definition.
-double distance_to_share(const std::vector<double> & shares, size_t at, double uniform) {
-    double run = 0;
-    for (size_t i = 0; i < at; i++) run += shares[i];
-    return std::max({0.0, run - uniform, uniform - (run + shares[at])});
-}
 bool is_near(double a, double b, double relative) { return a == b || std::abs(a - b) <= relative * std::max(1.0, std::abs(b)); }
 
 int32_t place_of_highest(const place_list & list) {
@@ -175,7 +115,8 @@ void compare(const chain_case & c, const std::vector<float> & row, const samplin
     const sampling_graph::results &mine = ours.of_row(r), &theirs = stock.of_row(r);
     const auto logits = sampling_graph::get<float>(mine.logits), shares = sampling_graph::get<float>(mine.probabilities);
     const auto tokens = sampling_graph::get<int32_t>(mine.candidates);
-    const place_list few = define(row, c.parts, -1e-6), list = define(row, c.parts, 0), many = define(row, c.parts, 1e-6);
+    const stage_list stages(c.parts, static_cast<int64_t>(row.size()));
+    const place_list few = define_list(row, stages.stages, -1e-6), list = define_list(row, stages.stages), many = define_list(row, stages.stages, 1e-6);
     const bool loose = c.parts.size() > 1 && c.parts[c.parts.size() - 2].what == dynamic_temperature;
     if (mine.logits != nullptr && logits.size() != list.size()) return t.fail("the list has another length");
     for (size_t i = 0; i < logits.size(); i++) {
