@@ -105,9 +105,10 @@ template <class Visit> void over_cases(Visit visit) {
     for (const std::vector<stage> & stages : chains) {
         ASSERT_TRUE(runs_as_list(stages));
         for (const logits kind : kinds) {
-            for (const int64_t n : {300, 5000}) {
+            for (const int64_t n : {300, 4200}) {
                 const std::vector<float> row = test::make_logits(kind, n, 3);
-                for (const float uniform : {0.0f, 0.3f, 0.5f, 0.77f, 0.9999f, 1.0f}) visit(row, stages, uniform, run(row, stages, ending::draw, uniform));
+                const std::vector<float> uniforms = n == 300 ? std::vector<float>{0, 0.3f, 0.5f, 0.77f, 0.9999f, 1} : std::vector<float>{0.3f};
+                for (const float uniform : uniforms) visit(row, stages, uniform, run(row, stages, ending::draw, uniform));
                 if (testing::Test::HasFatalFailure()) return;
             }
         }
