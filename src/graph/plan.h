@@ -6,6 +6,7 @@
 #include "ops/attention.h"
 #include "ops/mul_mat.h"
 #include "ops/row_op.h"
+#include "ops/sampling_chain.h"
 #include "ops/sampling_op.h"
 
 #include <atomic>
@@ -81,6 +82,11 @@ struct node_step {
     ops::node_kernel run;
 };
 
+// Samplers of several rows, a task each.
+struct chain_step {
+    std::vector<std::unique_ptr<ops::sampling_chain>> chains;
+};
+
 // Consecutive steps without a barrier between them, as one CUSTOM node of the host.
 struct step_range {
     const step * begin;
@@ -111,6 +117,7 @@ struct plan {
     std::vector<std::unique_ptr<ops::mask_map>> mask_maps;
     std::vector<std::unique_ptr<ops::attention_call>> attentions;
     std::vector<std::unique_ptr<node_step>> node_steps;
+    std::vector<std::unique_ptr<chain_step>> chain_steps;
     std::vector<std::unique_ptr<scratch>> scratches;
     std::vector<std::unique_ptr<host::tensor>> clones; // delegated nodes with another source, such sources, CUSTOM nodes
     std::vector<std::unique_ptr<step_range>> ranges;

@@ -42,11 +42,6 @@ void run_rope_table(const void * arguments, int task, int) {
     table.fill(task * tokens_per_rope_task, std::min(table.num_tokens, (task + 1) * tokens_per_rope_task));
 }
 
-void run_node(const void * arguments, int task, int num_tasks) {
-    const auto & s = *static_cast<const node_step *>(arguments);
-    s.run(s.node, task, num_tasks);
-}
-
 } // namespace
 
 int use_count(const host::graph & graph, const tensor * t) {
@@ -177,48 +172,6 @@ size_t planner::run_single(size_t i) {
     const bool is_rope = host::op_of(node) == op::rope;
     append(ops::make_row_call(node, is_rope ? table_for(node) : nullptr), {node}, 0);
     return 1;
-}
-
-// Selection from long rows, and what a sampling graph has around it.
-size_t planner::run_sampling(size_t i) {
-    tensor * node = live_[i];
-    const ops::node_call call = ops::sampling_call_for(node);
-    if (call.run == nullptr || touches_cache(node) || touches_packed(node)) return 0;
-    add_node_step(call, {node});
-    return 1;
-}
-
-// The last of the nodes is written; those before it are read by one another only.
-void planner::add_node_step(const ops::node_call & call, std::vector<tensor *> nodes) {
-    tensor * node = nodes.back();
-    plan_.node_steps.push_back(std::make_unique<node_step>(node_step{node, call.run}));
-    step s;
-    s.run = run_node;
-    s.arguments = plan_.node_steps.back().get();
-    s.num_tasks = call.num_tasks;
-    for (const tensor * each : nodes) {
-        for (const tensor * source : each->src) {
-            if (source != nullptr && std::find(nodes.begin(), nodes.end(), source) == nodes.end()) s.reads.push_back(range_of(source));
-        }
-        s.label += (s.label.empty() ? "" : " + ") + std::string(host::api().ggml_op_name(each->op));
-    }
-    s.writes = {range_of(node)};
-    s.fused_nodes = static_cast<int>(nodes.size()) - 1;
-    s.nodes = std::move(nodes);
-    plan_.steps.push_back(std::move(s));
-}
-
-size_t planner::rule_drawn_place(size_t i) {
-    if (host::op_of(live_[i]) != op::cumsum || i + 3 >= live_.size()) return 0;
-    tensor *cumsum = live_[i], *sub = live_[i + 1], *step = live_[i + 2], *sum = live_[i + 3];
-    const ops::node_call call = ops::drawn_place_call_for(cumsum, sub, step, sum);
-    if (call.run == nullptr) return 0;
-    for (tensor * t : {cumsum, sub, step}) {
-        if (!may_vanish(t) || touches_cache(t) || touches_packed(t)) return 0;
-    }
-    for (tensor * t : {sub, step, sum}) look_at(t);
-    add_node_step(call, {cumsum, sub, step, sum}); // one task that reads all before it writes: nothing to ask about overlaps
-    return 4;
 }
 
 const ops::rope_table * planner::table_for(const tensor * rope) {

@@ -83,10 +83,16 @@ class planner {
 
     // --- row operations
     size_t run_single(size_t i);
-    size_t run_sampling(size_t i);
-    void add_node_step(const ops::node_call & call, std::vector<tensor *> nodes);
     const ops::rope_table * table_for(const tensor * rope);
     static byte_range table_range(const ops::rope_table & table);
+
+    // --- sampling (planner_sampling.cpp)
+    size_t run_sampling(size_t i);
+    void add_node_step(const ops::node_call & call, std::vector<tensor *> nodes);
+    std::unique_ptr<ops::sampling_chain> sampling_chain_at(size_t i);
+    bool keep_what_is_read(ops::sampling_chain & chain) const;
+    bool is_read_beside(const tensor * pad, const std::unordered_set<const tensor *> & members) const;
+    void add_chain(std::unique_ptr<ops::sampling_chain> chain);
 
     // --- row chains
     static bool rows_apart(const ops::row_operand & a, byte_range a_range, const ops::row_operand & b, byte_range b_range);

@@ -20,7 +20,7 @@ enum device_type : int { device_cpu = 0, device_gpu = 1, device_igpu = 2, device
 enum buffer_usage : int { usage_any = 0, usage_weights = 1, usage_compute = 2 };
 enum tensor_flag : int32_t { flag_input = 1, flag_output = 2, flag_compute = 16 };
 enum glu_op : int32_t { glu_geglu = 1, glu_swiglu = 2 };
-enum unary_op : int32_t { unary_step = 3 };
+enum unary_op : int32_t { unary_step = 3, unary_exp = 13 };
 enum sort_order : int32_t { sort_ascending = 0, sort_descending = 1 };
 enum rope_mode : int32_t { rope_normal = 0, rope_neox = 2 };
 enum mul_mat_hint : int32_t { hint_src0_is_hadamard = 1 };

@@ -3,6 +3,7 @@
 #include "host/ops.h"
 #include "kernels/select/rank.h"
 #include "ops/operands.h"
+#include "ops/sampling_chain.h"
 
 #include <algorithm>
 #include <cmath>
@@ -175,6 +176,14 @@ void scatter(const tensor * node, int, int) {
     }
 }
 
+// Rows of zeros behind rows.
+void pad_rows(const tensor * node, int task, int num_tasks) {
+    const int64_t n = num_elements(node), rows = num_elements(node->src[0]), begin = n * task / num_tasks, end = n * (task + 1) / num_tasks;
+    const int64_t filled = std::clamp(rows, begin, end);
+    std::copy(in(node, 0) + begin, in(node, 0) + filled, out(node) + begin);
+    std::fill(out(node) + filled, out(node) + end, 0.0f);
+}
+
 // --- the draw
 
 // Shares are not below 0, so all running sums behind the first that exceeds the uniform do too. Block by block, then within the block.
@@ -247,6 +256,7 @@ node_call small_call(const tensor * node) {
         case op::unary:
             if (!floats || node->op_params[0] != host::unary_step) return {};
             return by_elements(is_min_p_distance(x) ? step_reached : step_up, node);
+        case op::pad: return is_padded_rows(node) ? by_elements(pad_rows, node) : node_call{};
         case op::log: return floats ? by_elements(log_of, node) : node_call{};
         case op::sub: return floats && is_floats(b) && num_elements(b) == 1 ? by_elements(sub_scalar, node) : node_call{};
         case op::clamp: return floats ? by_elements(clamp, node) : node_call{};

@@ -181,6 +181,7 @@ TEST(Abi, Constants) {
     EXPECT_EQ(int{glu_geglu}, int{GGML_GLU_OP_GEGLU});
     EXPECT_EQ(int{glu_swiglu}, int{GGML_GLU_OP_SWIGLU});
     EXPECT_EQ(int{unary_step}, int{GGML_UNARY_OP_STEP});
+    EXPECT_EQ(int{unary_exp}, int{GGML_UNARY_OP_EXP});
     EXPECT_EQ(int{sort_ascending}, int{GGML_SORT_ORDER_ASC});
     EXPECT_EQ(int{sort_descending}, int{GGML_SORT_ORDER_DESC});
     EXPECT_EQ(int{alloy::host::rope_normal}, GGML_ROPE_TYPE_NORMAL);

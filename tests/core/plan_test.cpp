@@ -118,6 +118,55 @@ class Plan : public ::testing::Test {
         t->op_params[1] = host::hint_src0_is_hadamard;
         return t;
     }
+    // What the host adds behind the logits for one row: PAD and VIEW, then TOP_K, SCALE and the draw.
+    struct sampled_row {
+        tensor *logits, *padded, *uniform, *top_k, *scaled, *shares, *cdf, *index, *sampled;
+    };
+    tensor * pad_of(tensor * logits) {
+        tensor * padded = g.node(op::pad, "padded", {logits->ne[0], logits->ne[1] + 1}, {logits});
+        padded->op_params[3] = 1;
+        return padded;
+    }
+    sampled_row chain(tensor * logits, tensor * padded, int64_t row, int64_t k) {
+        sampled_row r{};
+        const int64_t n = logits->ne[0];
+        r.logits = logits;
+        r.padded = padded;
+        r.uniform = floats("uniform", {1});
+        tensor * view = g.view(padded, "row", {n});
+        view->op = host::op_number(op::view);
+        view->view_offs = static_cast<size_t>(row) * padded->nb[1];
+        view->data = static_cast<char *>(padded->data) + view->view_offs;
+        r.top_k = g.node(op::top_k, "top_k", {k}, {view});
+        r.top_k->type = host::type_i32;
+        tensor * best = g.node(op::get_rows, "best", {1, k}, {g.view(view, "rows", {1, n}), r.top_k});
+        r.scaled = g.node(op::scale, "scaled", {1, k}, {best});
+        g.set_param(r.scaled, 0, 2);
+        r.shares = g.node(op::soft_max, "shares", {k}, {g.view(r.scaled, "flat", {k})});
+        g.set_param(r.shares, 0, 1);
+        r.cdf = g.node(op::cumsum, "cdf", {k}, {r.shares});
+        tensor * distance = g.node(op::sub, "distance", {k}, {r.cdf, r.uniform});
+        tensor * above = g.node(op::unary, "above", {k}, {distance});
+        above->op_params[0] = host::unary_step;
+        tensor * clamped = g.node(op::clamp, "clamped", {1}, {g.node(op::sum, "sum", {1}, {above})});
+        g.set_param(clamped, 0, 1);
+        g.set_param(clamped, 1, static_cast<float>(k));
+        tensor * place = g.node(op::scale, "place", {1}, {clamped});
+        g.set_param(place, 0, -1);
+        g.set_param(place, 1, static_cast<float>(k));
+        r.index = g.node(op::cpy, "index", {1}, {place});
+        r.index->type = host::type_i32;
+        r.index->src[1] = r.index;
+        r.sampled = g.node(op::get_rows, "sampled", {1, 1}, {g.view(r.top_k, "ids", {1, k}), r.index});
+        r.sampled->type = host::type_i32;
+        for (tensor * t : {r.sampled, r.shares, r.scaled, r.top_k}) t->flags |= host::flag_output;
+        return r;
+    }
+    sampled_row sampled_graph(int64_t n, int64_t k) {
+        tensor * logits = floats("logits", {n, 1}, 3);
+        logits->flags |= host::flag_output;
+        return chain(logits, pad_of(logits), 0, k);
+    }
     tensor * mask = nullptr;
     tensor * product(tensor * w, tensor * x, const char * name) {
         return g.node(op::mul_mat, name, {w->ne[1], x->ne[1], x->ne[2]}, {w, x});
@@ -200,6 +249,94 @@ TEST_F(Plan, ADrawWithReadersIsWritten) {
         else g.node(op::sum, "other_reader", {1}, {cumsum});
         EXPECT_EQ(steps(), output ? "|CUMSUM|SUB|UNARY|SUM" : "|CUMSUM|SUB|UNARY|SUM SUM");
     }
+}
+
+TEST_F(Plan, SamplersOfARowAreOneStepWithoutTheCopyOfTheLogits) {
+    const sampled_row r = sampled_graph(600, 5);
+    EXPECT_EQ(steps(), "|chain(top_k temperature draw)");
+    const graph::plan p = graph::make_plan(g.graph(0));
+    ASSERT_EQ(p.steps.size(), 1u);
+    EXPECT_EQ(p.steps[0].writes.size(), 4u);
+    std::vector<float> sorted(static_cast<const float *>(r.logits->data), static_cast<const float *>(r.logits->data) + 600);
+    std::sort(sorted.rbegin(), sorted.rend());
+    for (const auto & [uniform, place] : {std::pair<float, int>{0.0f, 0}, {0.999f, 4}, {1.0f, 4}}) {
+        *static_cast<float *>(r.uniform->data) = uniform;
+        p.steps[0].run(p.steps[0].arguments, 0, 1);
+        const auto * ids = static_cast<const int32_t *>(r.top_k->data);
+        EXPECT_EQ(ids[place], *static_cast<const int32_t *>(r.sampled->data)) << uniform;
+        for (int i = 0; i < 5; i++) {
+            EXPECT_EQ(sorted[static_cast<size_t>(i)], at(r.logits, ids[i]));
+            EXPECT_EQ(2 * sorted[static_cast<size_t>(i)], at(r.scaled, i));
+        }
+    }
+}
+
+TEST_F(Plan, OfAChainOnlyWhatIsReadIsWritten) {
+    const sampled_row r = sampled_graph(600, 5);
+    for (tensor * t : {r.shares, r.scaled, r.top_k}) t->flags &= ~host::flag_output;
+    const graph::plan p = graph::make_plan(g.graph(0));
+    ASSERT_EQ(p.steps.size(), 1u);
+    EXPECT_EQ(p.steps[0].writes.size(), 1u);
+    p.steps[0].run(p.steps[0].arguments, 0, 1);
+    EXPECT_EQ(0, at(r.shares, 0));
+}
+
+TEST_F(Plan, AChainWithAnotherReaderRunsNodeByNode) {
+    const sampled_row r = sampled_graph(600, 5);
+    g.node(op::sum, "other_reader", {1}, {r.cdf});
+    const std::string text = steps();
+    EXPECT_EQ(text.find("chain"), std::string::npos) << text;
+    EXPECT_NE(text.find("TOP_K"), std::string::npos) << text;
+    EXPECT_GT(misses, 0);
+    g = {};
+    sampled_graph(600, 5).cdf->flags |= host::flag_output;
+    EXPECT_EQ(steps().find("chain"), std::string::npos);
+}
+
+TEST_F(Plan, AChainOfAnotherShapeRunsNodeByNode) {
+    const sampled_row r = sampled_graph(600, 5);
+    g.set_param(r.shares, 0, 0.5f); // no sampler of the host scales here
+    EXPECT_EQ(steps().find("draw)"), std::string::npos);
+    g.set_param(r.shares, 0, 1);
+    r.uniform->op = host::op_number(op::scale); // computed, not an input
+    EXPECT_EQ(steps().find("draw)"), std::string::npos);
+    r.uniform->op = host::op_number(op::none);
+    EXPECT_EQ(steps(), "|chain(top_k temperature draw)");
+}
+
+TEST_F(Plan, PaddedLogitsWithAnotherReaderAreWritten) {
+    const sampled_row r = sampled_graph(600, 5);
+    g.node(op::sum, "other_reader", {1}, {r.padded});
+    EXPECT_EQ(steps(), "|PAD chain(top_k temperature draw)|SUM");
+    // Logits that are no output may be written over once they are padded: the padded rows are read then.
+    g = {};
+    sampled_graph(600, 5).logits->flags &= ~host::flag_output;
+    EXPECT_EQ(steps(), "|PAD|chain(top_k temperature draw)");
+}
+
+TEST_F(Plan, AResultOverTheLogitsIsAMiss) {
+    const sampled_row r = sampled_graph(600, 5);
+    r.shares->data = static_cast<float *>(r.logits->data) + 8;
+    EXPECT_EQ(steps().find("chain"), std::string::npos);
+    EXPECT_GT(misses, 0);
+}
+
+TEST_F(Plan, RowsShareAStepUnlessOneWritesWhatAnotherReads) {
+    tensor * logits = floats("logits", {600, 2}, 3);
+    logits->flags |= host::flag_output;
+    tensor * padded = pad_of(logits);
+    const sampled_row first = chain(logits, padded, 0, 5), second = chain(logits, padded, 1, 7);
+    EXPECT_EQ(steps(), "|chain(top_k temperature draw) + chain(top_k temperature draw)");
+    const graph::plan p = graph::make_plan(g.graph(0));
+    ASSERT_EQ(p.steps.size(), 1u);
+    ASSERT_EQ(p.steps[0].num_tasks, 2);
+    for (int task = 0; task < 2; task++) p.steps[0].run(p.steps[0].arguments, task, 2);
+    for (const auto & [row, r] : {std::pair<int64_t, const sampled_row &>{0, first}, {1, second}}) {
+        const float * x = static_cast<const float *>(logits->data) + 600 * row;
+        EXPECT_EQ(*std::max_element(x, x + 600), x[*static_cast<const int32_t *>(r.top_k->data)]);
+    }
+    first.sampled->data = second.uniform->data;
+    EXPECT_EQ(steps(), "|chain(top_k temperature draw)|chain(top_k temperature draw)");
 }
 
 TEST_F(Plan, ResidualAndNormShareAStep) {

@@ -7,11 +7,13 @@ int main() { return alloy::test::without_headers(); }
 #else
 #include "../../examples/sampler/alloy_sampler.h"
 #include "plugin/c_api.h"
+#include "support/list_oracle.h"
 #include "support/sampling_oracle.h"
 #include "support/stock_sampler.h"
 
 #include <cstdio>
 #include <functional>
+#include <memory>
 
 namespace alloy::test {
 namespace {
@@ -47,6 +49,57 @@ const scene_of_draws scenes[] = {
     {"dist", {}, all, 0.01},
     {"top-p, thousands", {.top_p = 0.95f, .temperature = 1.1f}, {logits::bulk}, 0.3}, // measured: the host's own error
 };
+
+// How far a uniform is from the share of the token that was drawn with it, by sums in double precision: of the filters that no list bounds.
+struct exact_draw {
+    place_list list;
+    std::vector<double> shares;
+    exact_draw(const chain & c, const std::vector<float> & row) {
+        std::vector<sampling::stage> stages;
+        if (c.top_p < 1) stages.push_back({.kind = sampling::stage_kind::top_p, .p = c.top_p});
+        stages.push_back({.kind = sampling::stage_kind::temperature, .factor = 1 / c.temperature});
+        list = define_list(row, stages);
+        shares = shares_of(list);
+    }
+    double distance(int32_t token, double uniform) const {
+        const auto at = std::find_if(list.begin(), list.end(), [&](const place & p) { return p.token == token; }) - list.begin();
+        return distance_to_share(shares, static_cast<size_t>(at), uniform);
+    }
+};
+
+// Where the host adds thousands of probabilities in f32, tokens may differ: then ours is the one whose share the uniform lies in.
+bool check_long_sums() {
+    double ours_off = 0, stock_off = 0;
+    int total = 0, different = 0, stock_wrong = 0;
+    for (const chain & c : {chain{.top_p = 0.95f, .temperature = 1.1f}, chain{}, chain{.temperature = 0.8f}}) {
+        for (const int64_t num_tokens : {2000, 32000, 128256}) {
+            stock_sampler stock(c, 42, static_cast<int32_t>(num_tokens));
+            seeded_sampler ours(c, 42);
+            std::mt19937 engine(42);
+            std::uniform_real_distribution<double> uniforms(0.0f, 1.0f);
+            for (int i = 0; i < 40; i++) {
+                static std::vector<float> row;
+                static std::unique_ptr<exact_draw> exact;
+                if (i % 10 == 0) {
+                    row = make_logits(i < 20 ? logits::bulk : logits::flat, num_tokens, static_cast<uint64_t>(i));
+                    exact = std::make_unique<exact_draw>(c, row);
+                }
+                const double u = uniforms(engine);
+                const int32_t mine = ours.draw(row), theirs = stock.draw(row);
+                const double off = exact->distance(mine, u), host_off = exact->distance(theirs, u);
+                ours_off = std::max(ours_off, off);
+                stock_off = std::max(stock_off, host_off);
+                total++;
+                different += mine != theirs;
+                stock_wrong += mine != theirs && host_off > off;
+            }
+        }
+    }
+    const bool good = ours_off < 1e-6 && stock_wrong == different;
+    std::printf("long sums: %d of %d differ, in %d of these the uniform is nearer to our token's share; ours off by %.1e at most, the host's by %.1e%s\n", different, total, stock_wrong,
+                ours_off, stock_off, good ? "" : "  FAILED");
+    return good;
+}
 
 bool check(const scene_of_draws & s, int64_t num_tokens, int num_draws) {
     int total = 0, different = 0;
@@ -118,6 +171,7 @@ int main() {
         good = check(s, 32000, 40) && good;
         good = check(s, 128256, 8) && good;
     }
+    good = check_long_sums() && good;
     good = check_wrapper() && good;
     return good ? 0 : 1;
 }

@@ -1,4 +1,4 @@
-"""Sampling in the graph (-bs): one split, on kernels of ours, with the tokens that the host's own samplers draw from the same logits."""
+"""Sampling in the graph (-bs): one split, each chain as one step, with the tokens that the host's own samplers draw from the same logits."""
 import harness
 from harness import alloy, complete, model
 from server import Server
@@ -9,6 +9,7 @@ CHAINS = {
     "min-p alone": ("--top-k", "0", "--top-p", "1", "--min-p", "0.05"),
     "dist alone": ("--top-k", "0", "--top-p", "1", "--min-p", "0"),
     "greedy": ("--temp", "0"),
+    "temperature first": ("--top-k", "0", "--min-p", "0", "--top-p", "0.9", "--samplers", "temperature;top_p"),
     "penalties": ("--top-k", "50", "--top-p", "0.9", "--repeat-penalty", "1.2", "--presence-penalty", "0.1"),
 }
 # At the default temperature; the host's own graph for it masks every token.
@@ -27,6 +28,8 @@ class BackendSampling(harness.HostTest):
                 with self.subTest(model=name, chain=chain):
                     expected = self.text(name, flags, alloy())
                     result = self.text(name, (*flags, "-bs"), alloy())
+                    self.assertRegex(result.text, r"\| chain\(.* draw\) +1 task ")
+                    self.assertNotRegex(result.text, r"[|] PAD +\d")
                     self.assert_used(result)
                     self.assertEqual(result.splits, expected.splits)
                     self.assert_same_text(result.out, expected.out)

@@ -72,6 +72,12 @@ device::~device() {
     for (ggml_backend_t b : {backend, host_backend}) ggml_backend_free(b);
 }
 
+void set_threads(const device & d, int num_threads) {
+    d.set_num_threads(d.backend, num_threads);
+    ggml_backend_reg_t host = ggml_backend_dev_backend_reg(ggml_backend_get_device(d.host_backend));
+    reinterpret_cast<ggml_backend_set_n_threads_t>(ggml_backend_reg_get_proc_address(host, "ggml_backend_set_n_threads"))(d.host_backend, num_threads);
+}
+
 void forget_log() {
     std::lock_guard lock(log_mutex);
     kept_log.clear();

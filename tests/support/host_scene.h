@@ -41,6 +41,9 @@ struct device {
     uint64_t delegated(ggml_op op) const { return counters->delegated[op].load(); }
 };
 
+// Threads of both backends.
+void set_threads(const device & d, int num_threads);
+
 // What the host and the plugin have logged since.
 void forget_log();
 const std::string & log_text();

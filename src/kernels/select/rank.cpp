@@ -3,8 +3,10 @@
 #include "base/check.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <functional>
+#include <numeric>
 #include <utility>
 
 namespace alloy {
@@ -17,27 +19,56 @@ select_kernel kernel_for(select_op op) {
 
 // --- sorting
 
+constexpr int64_t select_few = 16;  // up to this part of a row, maxima of groups bound what is looked at
 constexpr int64_t short_sort = 192; // below, std::sort beats three passes over 2048 counters
 
+constexpr int64_t long_sort = 4096; // from here, counters of eleven bits pay
+
 // Least significant digit first: every pass keeps the order of the one before, so equal values stay in ascending ids when they came so.
-// A digit that all ranks share costs no pass. The histograms of all digits are one pass.
-template <int digit_bits> void radix_sort(rank * ranks, rank * spare, int64_t n) {
-    constexpr int num_digits = (32 + digit_bits - 1) / digit_bits, size = 1 << digit_bits;
+template <int digit_bits> struct radix {
+    static constexpr int num_digits = (32 + digit_bits - 1) / digit_bits, size = 1 << digit_bits;
     uint32_t counts[num_digits][size] = {};
-    for (int64_t i = 0; i < n; i++) {
-        for (int d = 0; d < num_digits; d++) counts[d][ranks[i] >> (32 + d * digit_bits) & (size - 1)]++;
+
+    static uint32_t digit(rank r, int d) { return static_cast<uint32_t>(r >> (32 + d * digit_bits)) & (size - 1); }
+    void count(rank r) {
+        for (int d = 0; d < num_digits; d++) counts[d][digit(r, d)]++;
     }
-    rank *from = ranks, *to = spare;
-    for (int d = 0; d < num_digits; d++) {
-        const int shift = 32 + d * digit_bits;
-        uint32_t * next = counts[d];
-        if (next[from[0] >> shift & (size - 1)] == static_cast<uint32_t>(n)) continue;
-        uint32_t before = 0;
+    // All ranks share this digit: no pass.
+    bool is_shared(rank any, int d, int64_t n) const { return counts[d][digit(any, d)] == static_cast<uint32_t>(n); }
+    template <class T> void pass(const rank * from, T * to, int64_t n, int d) {
+        uint32_t *next = counts[d], before = 0;
         for (int i = 0; i < size; i++) before += std::exchange(next[i], before);
-        for (int64_t i = 0; i < n; i++) to[next[from[i] >> shift & (size - 1)]++] = from[i];
+        for (int64_t i = 0; i < n; i++) to[next[digit(from[i], d)]++] = static_cast<T>(from[i]); // int32_t: the id
+    }
+};
+
+template <int digit_bits> void radix_sort(rank * ranks, rank * spare, int64_t n) {
+    radix<digit_bits> r;
+    for (int64_t i = 0; i < n; i++) r.count(ranks[i]);
+    rank *from = ranks, *to = spare;
+    for (int d = 0; d < r.num_digits; d++) {
+        if (r.is_shared(from[0], d, n)) continue;
+        r.pass(from, to, n, d);
         std::swap(from, to);
     }
     if (from != ranks) std::copy(from, from + n, ranks);
+}
+
+// The last pass writes ids alone.
+template <int digit_bits> void radix_argsort(const float * x, int64_t n, rank flip, int32_t * ids, select_memory & m) {
+    radix<digit_bits> r;
+    rank *from = m.ranks.data(), *to = m.spare.data();
+    for (int64_t i = 0; i < n; i++) from[i] = rank_of(x[i], static_cast<int32_t>(i)) ^ flip; // alone, so that it becomes vectors
+    for (int64_t i = 0; i < n; i++) r.count(from[i]);
+    int last = r.num_digits - 1;
+    while (last >= 0 && r.is_shared(from[0], last, n)) last--;
+    for (int d = 0; d < last; d++) {
+        if (r.is_shared(from[0], d, n)) continue;
+        r.pass(from, to, n, d);
+        std::swap(from, to);
+    }
+    if (last >= 0) r.pass(from, ids, n, last);
+    else std::iota(ids, ids + n, 0);
 }
 
 // --- a bound from below for the k-th highest element
@@ -92,7 +123,23 @@ float bound_of_top(int64_t n, int64_t k, select_memory & m) {
     return kth_highest(m.group_maxima.data(), groups, k);
 }
 
-// Ranks of all elements, or of what find_range found.
+// Where a large part of a row is wanted: an element of a sample of it, low enough that k elements reach it but once in thousands of rows. Then
+// too few are found, and everything is sorted.
+float sampled_bound(const float * x, int64_t n, int64_t k) {
+    constexpr int64_t samples = 1024;
+    std::array<float, samples> sample;
+    for (int64_t i = 0; i < samples; i++) {
+        const float y = x[i * n / samples];
+        sample[static_cast<size_t>(i)] = y == y ? y : -std::numeric_limits<float>::infinity();
+    }
+    const double expected = static_cast<double>(samples * k) / static_cast<double>(n);
+    const auto at = static_cast<int64_t>(expected + 4 * std::sqrt(expected) + 1);
+    if (at >= samples) return -std::numeric_limits<float>::infinity();
+    std::nth_element(sample.begin(), sample.begin() + at, sample.end(), std::greater<>());
+    return sample[static_cast<size_t>(at)];
+}
+
+// Ranks of all elements.
 void rank_all(const float * x, int64_t n, select_memory & m) {
     m.fit(n);
     for (int64_t i = 0; i < n; i++) m.ranks[static_cast<size_t>(i)] = rank_of(x[i], static_cast<int32_t>(i));
@@ -147,7 +194,7 @@ void sort_ranks(rank * ranks, rank * spare, int64_t n) {
     ALLOY_EXPECT(n < (int64_t{1} << 31));
     if (n < short_sort) {
         std::sort(ranks, ranks + n);
-    } else if (n < 4096) {
+    } else if (n < long_sort) {
         radix_sort<8>(ranks, spare, n);
     } else {
         radix_sort<11>(ranks, spare, n);
@@ -157,13 +204,18 @@ void sort_ranks(rank * ranks, rank * spare, int64_t n) {
 int64_t top_ranks(const float * x, int64_t n, int64_t k, select_memory & m, bool maxima_known) {
     k = std::min(k, n);
     if (k <= 0) return 0;
-    int64_t found = n;
-    if (n >= 512 && k <= n / 16) {
+    int64_t found = 0;
+    if (n >= 512 && k <= n / select_few) {
         if (!maxima_known) block_maxima(x, n, m, select_blocks(n) < 2 * k);
         found = find_range(x, n, bound_of_top(n, k, m), std::numeric_limits<float>::infinity(), m, true);
+    } else if (n >= 4096 && k <= n / 2) {
+        found = find_range(x, n, sampled_bound(x, n, k), std::numeric_limits<float>::infinity(), m, false);
+    }
+    if (found >= k) {
         for (int64_t i = 0; i < found; i++) m.ranks[static_cast<size_t>(i)] = rank_of(m.values[static_cast<size_t>(i)], m.ids[static_cast<size_t>(i)]);
     } else {
         rank_all(x, n, m);
+        found = n;
     }
     ALLOY_EXPECT(found >= k);
     if (found > 2 * k) {
@@ -176,12 +228,17 @@ int64_t top_ranks(const float * x, int64_t n, int64_t k, select_memory & m, bool
 }
 
 void argsort(const float * x, int64_t n, bool descending, int32_t * ids, select_memory & m) {
-    rank_all(x, n, m);
-    if (!descending) {
-        for (int64_t i = 0; i < n; i++) m.ranks[static_cast<size_t>(i)] ^= 0xffffffff00000000u;
+    m.fit(n);
+    const rank flip = descending ? 0 : 0xffffffff00000000u;
+    if (n < short_sort) {
+        for (int64_t i = 0; i < n; i++) m.ranks[static_cast<size_t>(i)] = rank_of(x[i], static_cast<int32_t>(i)) ^ flip;
+        std::sort(m.ranks.begin(), m.ranks.begin() + n);
+        for (int64_t i = 0; i < n; i++) ids[i] = id_of(m.ranks[static_cast<size_t>(i)]);
+    } else if (n < long_sort) {
+        radix_argsort<8>(x, n, flip, ids, m);
+    } else {
+        radix_argsort<11>(x, n, flip, ids, m);
     }
-    sort_ranks(m.ranks.data(), m.spare.data(), n);
-    for (int64_t i = 0; i < n; i++) ids[i] = id_of(m.ranks[static_cast<size_t>(i)]);
 }
 
 int32_t argmax(const float * x, int64_t n, select_memory & m) {

@@ -12,10 +12,12 @@ namespace alloy {
 // A value and its id in one number: ascending ranks are descending values, equal values ascending ids.
 using rank = uint64_t;
 
+// Without branches: signs of logits are a coin's flips.
 inline rank rank_of(float value, int32_t id) {
-    const float y = value == value ? value + 0.0f : -std::numeric_limits<float>::infinity(); // -0 + 0 is +0
-    const uint32_t bits = std::bit_cast<uint32_t>(y);
-    const uint32_t descending = (bits >> 31) != 0 ? bits : ~bits & 0x7fffffffu;
+    constexpr uint32_t infinity = 0x7f800000u, sign = 0x80000000u;
+    uint32_t bits = std::bit_cast<uint32_t>(value + 0.0f); // -0 + 0 is +0
+    bits = (bits & ~sign) > infinity ? sign | infinity : bits;
+    const uint32_t descending = bits ^ (~static_cast<uint32_t>(static_cast<int32_t>(bits) >> 31) & ~sign);
     return static_cast<rank>(descending) << 32 | static_cast<uint32_t>(id);
 }
 inline int32_t id_of(rank r) { return static_cast<int32_t>(r & 0xffffffffu); }

@@ -325,6 +325,22 @@ TEST(rank, top_is_the_beginning_of_a_stable_sort) {
     });
 }
 
+// The places that a bound is sampled from say nothing about the rest: too few elements reach it, or nearly all do.
+TEST(rank, top_does_not_trust_its_sample) {
+    select_memory m;
+    for (const int64_t n : {4096, 5000, 16384}) {
+        for (const float at_samples : {9.0f, -9.0f, nan}) {
+            std::vector<float> x = make_row(kind::coarse, n, 5);
+            for (int64_t i = 0; i < 1024; i++) x[static_cast<size_t>(i * n / 1024)] = at_samples;
+            const std::vector<int32_t> want = stable_order(x, true);
+            for (const int64_t k : {n / 16 + 1, n / 4, n / 2}) {
+                ASSERT_EQ(k, top_ranks(x.data(), n, k, m));
+                for (int64_t i = 0; i < k; i++) ASSERT_EQ(want[static_cast<size_t>(i)], id_of(m.ranks[static_cast<size_t>(i)])) << "n " << n << " k " << k << ", place " << i;
+            }
+        }
+    }
+}
+
 TEST(rank, argsort_is_a_stable_sort) {
     over_orders([](const std::vector<float> & x, select_memory & m) {
         std::vector<int32_t> got(x.size());
