@@ -41,6 +41,7 @@ bool index_in_range(const index_check & check) {
 
 // Steps that want memory of their own may find none. The graph fails then, not the process: threads and the host know no exceptions.
 void do_tasks(const step & s, int thread, int num_threads, std::atomic<bool> & failed) {
+    if (failed.load()) return; // what this step reads may never have been written
     try {
         if (s.num_tasks == one_task_a_thread) return s.run(s.arguments, thread, num_threads);
         for (int task = thread; task < s.num_tasks; task += num_threads) s.run(s.arguments, task, s.num_tasks);
@@ -111,13 +112,19 @@ std::unique_ptr<session> session::make() {
     std::unique_ptr<session> s(new session);
     s->cpu_ = host::cpu_backend::make();
     s->num_threads_ = os::usable_cpus();
+    if (s->cpu_) s->cpu_->set_abort_callback(stop, s.get());
     return s->cpu_ ? std::move(s) : nullptr;
+}
+
+// Between nodes of the host: a step has failed, or the user wants to stop.
+bool session::stop(void * user) {
+    const auto & s = *static_cast<const session *>(user);
+    return s.failed_.load() || (s.abort_ != nullptr && s.abort_(s.abort_user_));
 }
 
 void session::set_abort_callback(host::abort_callback callback, void * user) {
     abort_ = callback;
     abort_user_ = user;
-    cpu_->set_abort_callback(callback, user);
 }
 
 plan & session::plan_for(const host::graph & graph) {
@@ -145,10 +152,16 @@ plan & session::plan_for(const host::graph & graph) {
     return plans_.front();
 }
 
+void session::forget(const plan & p) {
+    plans_.remove_if([&](const plan & each) { return &each == &p; });
+    if (&once_ == &p) once_ = {};
+}
+
 int session::compute(const host::graph & graph) {
     plan & p = plan_for(graph);
     const int status = prologue(p) ? run(p, graph) : static_cast<int>(host::status_failed);
     count_run(p, status);
+    if (failed_.exchange(false)) forget(p); // its steps count on having run to their ends
     return status;
 }
 
@@ -166,9 +179,8 @@ bool session::prologue(const plan & p) const {
 }
 
 int session::run(plan & p, const host::graph & graph) {
-    failed_.store(false);
     const int status = p.delegated_nodes > 0 ? run_in_host_threads(p, graph) : run_on_own_threads(p);
-    return failed_.load() && status == host::status_success ? static_cast<int>(host::status_alloc_failed) : status;
+    return failed_.load() ? static_cast<int>(host::status_alloc_failed) : status;
 }
 
 // A graph with delegated nodes is carried by the host's threads from end to end, our steps as CUSTOM nodes between its own: two

@@ -22,7 +22,9 @@ class session {
 
   private:
     session() = default;
+    static bool stop(void * user);
     plan & plan_for(const host::graph & graph);
+    void forget(const plan & p);
     int run(plan & p, const host::graph & graph);
     bool prologue(const plan & p) const;
     int run_in_host_threads(plan & p, const host::graph & graph);

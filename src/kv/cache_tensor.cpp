@@ -198,11 +198,11 @@ bool cache_tensor::fits_as_rows() const {
 
 void cache_tensor::keep_plain(const char * why) {
     if (plain_) return;
-    plain_ = true;
     for (size_t b = 0; b < blocks_.size(); b++) {
         if (blocks_[b].sealed) open_block(static_cast<int64_t>(b));
         blocks_[b].means = nullptr;
     }
+    plain_ = true;
     open_.clear();
     for (int64_t head = 0; head < heads_; head++) show_codec(head, 0);
     count(counter::kv_plain_caches);

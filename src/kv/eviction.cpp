@@ -215,7 +215,9 @@ void eviction::choose(int64_t run) {
 void eviction::evict(const cache_tensor & keys) {
     layer * of = find(keys);
     if (of == nullptr) return;
-    for (const weighed & w : of->ready) {
+    const std::vector<weighed> ready = std::move(of->ready);
+    of->ready.clear();
+    for (const weighed & w : ready) {
         const int64_t heads = of->keys->heads(), n = w.num_blocks * cells;
         std::vector<packed_head> packed(static_cast<size_t>(heads));
         for (int64_t head = 0; head < heads; head++) {
@@ -228,10 +230,10 @@ void eviction::evict(const cache_tensor & keys) {
             to.least = order.back();
             for (const int64_t c : order) to.cells.kept[c / cells] |= uint64_t{1} << c % cells;
         }
-        of->values->pack(w.first_block, w.num_blocks, packed);
-        of->keys->pack(w.first_block, w.num_blocks, std::move(packed));
+        packed_runs of_values{{w.first_block, packed}}, of_keys{{w.first_block, std::move(packed)}};
+        of->values->pack(w.num_blocks, of_values); // nothing fails from here on
+        of->keys->pack(w.num_blocks, of_keys);
     }
-    of->ready.clear();
 }
 
 } // namespace alloy::kv

@@ -96,11 +96,12 @@ void head_rates::measure(const cache_tensor & keys, const cache_tensor & values,
     layer & l = of(keys, values);
     const double out_energy = dot(seen.out.data(), seen.out.data(), static_cast<int64_t>(seen.out.size()));
     if (!(out_energy > 0)) return;
+    const auto means = keys.means_for(block);
     for (int64_t head = 0; head < seen.kv_heads; head++) {
         const rows k = keys.turned_rows(block, head), v = values.turned_rows(block, head);
         const weights_of_cells w = weigh(seen, head, k, v, keys.rotation(), values.rotation());
         rows without_mean = k;
-        keys.take_mean(block, head, without_mean);
+        for (size_t i = 0; i < k.size(); i++) without_mean[i] -= means->of(head, seen.d_k)[i % static_cast<size_t>(seen.d_k)];
         size_t option = static_cast<size_t>(head) * options;
         for (const kv_codec codec : choices(false)) {
             const rows lost = error_of(without_mean, codec, seen.d_k);

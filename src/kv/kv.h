@@ -69,6 +69,8 @@ struct packed_head {
     int64_t least; // the kept cell that was attended least
 };
 
+using packed_runs = std::map<int64_t, std::vector<packed_head>>; // heads, by the run's first block
+
 class cache_tensor {
   public:
     cache_tensor(const host::tensor & declared, void * address, size_t bytes, const policy & wanted, page_arena & arena, head_rates & rates,
@@ -121,7 +123,7 @@ class cache_tensor {
     int64_t rotation() const { return rotation_; } // of sealed pages: groups of so many; 0: none
     void set_codec(int64_t head, kv_codec codec); // of blocks sealed from now on
     head_rates & rates() const { return rates_; }
-    void take_mean(int64_t block, int64_t head, std::vector<float> & rows) const; // from [64][d], as far as it is known
+    std::shared_ptr<const key_means> means_for(int64_t block) const; // of keys: the block's, its neighbours', or from its own rows
     std::vector<float> turned_rows(int64_t block, int64_t head) const; // [64][d]: rows as sealed pages hold them, sealed pages as rows do
 
     attention_pages pages_of(int64_t stream, int64_t head) const { return {pages_.data() + (stream * heads_ + head) * blocks_a_stream_, d_, static_cast<int64_t>(row_bytes_)}; }
@@ -135,7 +137,7 @@ class cache_tensor {
     bool find_sealed_run(int64_t run, int64_t & first, int64_t & num);
     bool may_pack(int64_t first, int64_t num, int64_t head) const; // whether its pages are of one codec and mean
     size_t page_bytes(int64_t block, int64_t head) const;          // of a sealed page
-    void pack(int64_t first, int64_t num, std::vector<packed_head> of_heads);
+    void pack(int64_t num, packed_runs & made); // takes the one run of `made`, of num blocks; allocates nothing
     bool is_packed(int64_t block) const { return run_of(block) != nullptr; }
     void unpack_all(); // into rows
 
@@ -168,7 +170,6 @@ class cache_tensor {
     void make_writable(int64_t block, bool all_of_it);
     void note_write(const block_write & w);
     void list(int64_t block); // in open_
-    std::shared_ptr<const key_means> means_for(int64_t block) const; // of a neighbour, or of its own rows
     bool encode_block(int64_t block, const key_means * means, std::vector<attention_page> & sealed) const;
     bool seal_block(int64_t block);
     void show_rows(int64_t block); // in the table of pages
@@ -211,7 +212,7 @@ class cache_tensor {
     std::vector<attention_page> pages_;         // [streams][heads][blocks_a_stream]
     std::vector<block> blocks_;
     std::vector<stream> streams_;
-    std::map<int64_t, std::vector<packed_head>> runs_; // packed, by their first block
+    packed_runs runs_;
     std::vector<int32_t> open_;                 // blocks that hold rows and may be sealed some day
     std::atomic<bool> any_opened_{false};       // since list_opened()
 };

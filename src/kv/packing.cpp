@@ -65,8 +65,10 @@ bool cache_tensor::may_pack(int64_t first, int64_t num, int64_t head) const {
     return true;
 }
 
-void cache_tensor::pack(int64_t first, int64_t num, std::vector<packed_head> of_heads) {
-    std::vector<packed_head> & run = runs_[first] = std::move(of_heads);
+void cache_tensor::pack(int64_t num, packed_runs & made) {
+    const int64_t first = made.begin()->first;
+    runs_.merge(made);
+    std::vector<packed_head> & run = runs_.find(first)->second;
     for (int64_t head = 0; head < heads_; head++) {
         attention_packing & packing = run[static_cast<size_t>(head)].cells;
         packing.first_block = first % blocks_a_stream_;
@@ -81,7 +83,7 @@ void cache_tensor::pack(int64_t first, int64_t num, std::vector<packed_head> of_
             attention_page & at = page(first + b, head);
             if (b * cells >= kept) {
                 const size_t bytes = page_bytes(first + b, head);
-                give_back({at});
+                arena_.give_back(const_cast<uint8_t *>(at.data), bytes);
                 at = {};
                 uncount(counter::kv_live_bytes, bytes);
                 uncount(counter::kv_sealed_bytes, bytes);

@@ -73,6 +73,7 @@ key_means::~key_means() { uncount(counter::kv_live_bytes, values.size() * sizeof
 // Keys of a head have much in common, which no query can tell apart: softmax does not change when all logits move alike. What is left without it
 // needs smaller steps. A block's means stay when it is opened, so that rows sealed again find their codes.
 std::shared_ptr<const key_means> cache_tensor::means_for(int64_t block) const {
+    if (const auto & own = blocks_[static_cast<size_t>(block)].means; own != nullptr) return own;
     const auto first = blocks_.begin() + block / mean_blocks * mean_blocks, end = std::min(first + mean_blocks, blocks_.end());
     const auto known = std::find_if(first, end, [](const struct block & b) { return b.means != nullptr; });
     if (known != end) return known->means;
@@ -83,11 +84,6 @@ std::shared_ptr<const key_means> cache_tensor::means_for(int64_t block) const {
         for (int64_t i = 0; i < block_cells * d_; i++) mean[i % d_] += rows[static_cast<size_t>(i)] / block_cells;
     }
     return std::make_shared<const key_means>(std::move(means));
-}
-
-void cache_tensor::take_mean(int64_t block, int64_t head, std::vector<float> & rows) const {
-    const key_means * means = blocks_[static_cast<size_t>(block)].means.get();
-    if (means != nullptr) add_to_rows(means->of(head, d_), -1, d_, rows);
 }
 
 // One page a head. False: a row is not finite. Throws std::bad_alloc.
@@ -106,17 +102,19 @@ bool cache_tensor::encode_block(int64_t block, const key_means * means, std::vec
     return true;
 }
 
-// False: nothing is changed. Rows that are not finite are stuck until they are written again; where memory is short, it is tried again.
+// False: nothing is changed. Rows that are not finite are stuck until they are written again; where memory is short, the block counts as written now,
+// and is tried again later.
 bool cache_tensor::seal_block(int64_t block) {
     auto & here = blocks_[static_cast<size_t>(block)];
     std::vector<attention_page> sealed;
     try {
-        const std::shared_ptr<const key_means> means = name_.is_value || here.means != nullptr ? here.means : means_for(block);
+        const std::shared_ptr<const key_means> means = name_.is_value ? here.means : means_for(block);
         here.stuck = !encode_block(block, means.get(), sealed);
         if (!here.stuck) here.means = means;
     } catch (const std::bad_alloc &) {
         give_back(sealed);
         sealed.clear();
+        here.age = streams_[static_cast<size_t>(stream_of(block))].rows;
     }
     if (sealed.empty() || here.stuck) {
         give_back(sealed);

@@ -236,7 +236,7 @@ struct shape {
     float value_size = 1;
     bool turned = true; // sealed pages are rotated
     bool seal_all = false;
-    bool means = false; // sealed keys lack means
+    bool means = false; // sealed pages lack means
     int64_t num_blocks() const { return (num_cells + attention_block - 1) / attention_block; }
 };
 inline std::ostream & operator<<(std::ostream & out, const shape & s) {
@@ -286,7 +286,7 @@ struct scene {
 
     scene(const shape & s, isa token)
         : of(s), k(s.k, s.d_k, s.num_cells, s.run_cells, s.keys, 1, 0, token, s.turned, s.seal_all, s.means),
-          v(s.v, s.d_v, s.num_cells, s.run_cells, s.vals, s.value_size, 1 << 20, token, s.turned, s.seal_all), q(s.num_rows, 4 * s.d_k, 4 * s.d_k + 4, 4),
+          v(s.v, s.d_v, s.num_cells, s.run_cells, s.vals, s.value_size, 1 << 20, token, s.turned, s.seal_all, s.means), q(s.num_rows, 4 * s.d_k, 4 * s.d_k + 4, 4),
           out(s.num_rows, 4 * s.d_v, 4 * s.d_v + 4, 4), mask(s.num_rows, 2 * s.num_cells, 2 * s.num_cells + 2, 2),
           sight(s.num_rows, s.num_blocks(), s.num_blocks() + 1) {
         for (int64_t r = 0; r < s.num_rows; r++) {

@@ -299,6 +299,14 @@ void score_block(const attention_args & args, const attention_state & state, int
     }
 }
 
+// o[r] += sum_c p[r][c] * mean
+void add_mean_values(const float * mean, const float * p, int64_t num_rows, int64_t d, float * o) {
+    for (int64_t r = 0; r < num_rows; r++) {
+        const float sum = std::accumulate(p + r * attention_block, p + (r + 1) * attention_block, 0.0f);
+        for (int64_t j = 0; j < d; j++) o[r * d + j] += sum * mean[j];
+    }
+}
+
 } // namespace
 
 void attention_probabilities(const attention_args & args, const attention_state & state, int64_t block, float * p) {
@@ -331,6 +339,7 @@ void attend_block(const attention_args & args, const attention_state & state, in
             score_block(args, state, block, r, rows, next_k, s);
             args.tiles->softmax(s, {here.rows() + i, rows, here.first_cell(), n, args.softcap * log2_e, sums.m + r, sums.l + 16 * r, alpha});
             v.cells->values(s, rows, d_v, v.data, stride_of(args.v, block), n, next_v, alpha, sums.o + r * d_v);
+            if (v.mean != nullptr) add_mean_values(v.mean, s, rows, d_v, sums.o + r * d_v);
         }
     }
 }

@@ -73,7 +73,7 @@ struct attention_page {
     const uint8_t * data;
     const attention_cells * cells;
     const attention_packing * packing = nullptr; // that the page is part of; the same for keys and values
-    const float * mean = nullptr; // [d] of sealed keys: what was taken from every row before, in the transform of sealed pages. null: nothing
+    const float * mean = nullptr; // [d] of a sealed page: what was taken from every row before, in the transform of sealed pages. null: nothing
 };
 
 // The cells of one key or value head, block by block. Blocks of a codec are sealed pages, dense; other cells lie `stride` bytes apart, and

@@ -112,7 +112,7 @@ TEST_P(attention, probabilities_of_a_block) {
     }
 }
 
-TEST_P(attention, means_of_sealed_keys) {
+TEST_P(attention, means_of_sealed_pages) {
     if (!is_coded(type)) return;
     for (const masks mask : all_masks) {
         for (const float softcap : {0.0f, 5.0f}) {
