@@ -24,12 +24,12 @@ using host::tensor;
 
 // Requests of so many bytes fail; 0: none does.
 static std::atomic<size_t> no_memory_for{0};
-void * operator new(size_t bytes) {
+[[gnu::noinline]] void * operator new(size_t bytes) {
     void * p = bytes == no_memory_for.load() ? nullptr : std::malloc(bytes);
     return p != nullptr ? p : throw std::bad_alloc();
 }
-void operator delete(void * p) noexcept { std::free(p); }
-void operator delete(void * p, size_t) noexcept { std::free(p); }
+[[gnu::noinline]] void operator delete(void * p) noexcept { std::free(p); }
+[[gnu::noinline]] void operator delete(void * p, size_t) noexcept { std::free(p); }
 
 namespace {
 
