@@ -15,13 +15,15 @@ reports() {
     cat <<'TABLE'
 smollm2-q4_1-speed|25|bench|smollm2|--rounds 5 -p 512 -n 64 -d 0,2048,4096,7168
 gemma3-q4_k_m-speed|25|bench|gemma3|--rounds 5 -p 512 -n 64 -d 0,2048,4096,8192
-llama-1b-q4_0-speed|25|bench|llama-1b-q4_0|--rounds 3 -p 512 -n 64 -d 0,4096
-llama-1b-q4_k_m-speed|25|bench|llama-1b-q4_k_m|--rounds 3 -p 512 -n 64 -d 0,4096
-llama-1b-q8_0-speed|25|bench|llama-1b-q8_0|--rounds 3 -p 512 -n 64 -d 0,4096
+llama-1b-q4_0-speed|5|bench|llama-1b-q4_0|--rounds 5 -p 512 -n 64
+llama-1b-q4_k_m-speed|5|bench|llama-1b-q4_k_m|--rounds 5 -p 512 -n 64
+llama-1b-q8_0-speed|5|bench|llama-1b-q8_0|--rounds 5 -p 512 -n 64
 llama-1b-q4_0-compact-speed|15|bench|llama-1b-q4_0|GGML_ALLOY_KV=compact --rounds 3 --warmup 0 -p 512 -n 64 -d 4096
 llama-1b-q4_0-q8_0-cache-speed|35|bench|llama-1b-q4_0|--rounds 3 --warmup 0 -ctk q8_0 -ctv q8_0 -p 512 -n 64 -d 4096
-smollm2-f32-modes|25|quality|smollm2-f32|--preset exact --preset int8 --preset compact --preset tiny
-gemma3-f32-modes|35|quality|gemma3-f32|--preset exact --preset int8 --preset compact --preset tiny
+smollm2-f32-modes|10|quality|smollm2-f32|--no-probes --preset exact --preset int8 --preset compact --preset tiny
+smollm2-f32-recall|40|quality|smollm2-f32|--chunks 1 --no-references --preset compact --preset tiny --length 1024 --length 2048 --length 4096
+gemma3-f32-modes|20|quality|gemma3-f32|--no-probes --preset exact --preset int8 --preset compact --preset tiny
+gemma3-f32-recall|40|quality|gemma3-f32|--chunks 1 --no-references --preset compact --preset tiny --length 1024 --length 2048 --length 4096
 TABLE
 }
 
