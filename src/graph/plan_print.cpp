@@ -36,8 +36,7 @@ const host::tensor * reader_of(const host::tensor * node, const step & s) {
     if (std::none_of(s.reads.begin(), s.reads.end(), [&](const byte_range & r) { return r.meets(memory); })) return nullptr;
     for (const host::tensor * reader : s.nodes) {
         for (const host::tensor * source : reader->src) {
-            while (source != nullptr && source != node && host::is_view_op(host::op_of(source)) && source->src[0] != nullptr) source = source->src[0];
-            if (source == node) return reader;
+            if (host::computed(source) == node) return reader;
         }
     }
     return nullptr;

@@ -19,12 +19,6 @@ void run_node(const void * arguments, int task, int num_tasks) {
 
 void run_sampling_chains(const void * arguments, int task, int) { static_cast<const chain_step *>(arguments)->chains[static_cast<size_t>(task)]->run(); }
 
-// What a node only describes otherwise.
-const tensor * computed(const tensor * t) {
-    while (t != nullptr && host::is_view_op(host::op_of(t)) && t->src[0] != nullptr) t = t->src[0];
-    return t;
-}
-
 } // namespace
 
 // Selection from long rows, and what a sampling graph has around it.
@@ -103,8 +97,9 @@ bool planner::keep_what_is_read(ops::sampling_chain & chain) const {
 
 // Null: no chain begins here, or not one that can run in one step.
 std::unique_ptr<ops::sampling_chain> planner::sampling_chain_at(size_t i) {
-    auto chain = std::make_unique<ops::sampling_chain>();
-    if (!ops::find_sampling_chain(live_, i, *chain) || !ops::can_run_chains()) return nullptr;
+    ops::sampling_chain found;
+    if (!ops::find_sampling_chain(live_, i, found) || !ops::can_run_chains()) return nullptr;
+    auto chain = std::make_unique<ops::sampling_chain>(std::move(found));
     const byte_range row = range_at(chain->logits(), static_cast<size_t>(chain->row->ne[0]) * sizeof(float));
     const bool foreign = std::any_of(chain->nodes.begin(), chain->nodes.end(), [&](const tensor * node) { return touches_cache(node) || touches_packed(node); });
     bool apart = keep_what_is_read(*chain) && !foreign;
@@ -125,7 +120,7 @@ bool planner::is_read_beside(const tensor * pad, const std::unordered_set<const 
     std::unordered_map<const tensor *, int> uses = {{pad, 0}}; // of it and its views, within this graph
     for (int i = 0; i < graph_.n_nodes; i++) {
         const tensor * node = graph_.nodes[i];
-        if (host::is_view_op(host::op_of(node)) && computed(node) == pad) uses[node] = 0;
+        if (host::is_view_op(host::op_of(node)) && host::computed(node) == pad) uses[node] = 0;
     }
     for (int i = 0; i < graph_.n_nodes; i++) {
         const tensor * node = graph_.nodes[i];

@@ -70,8 +70,8 @@ host::tensor custom_node(step_range * range) {
 
 struct pool_run {
     const plan * p;
-    host::abort_callback abort;
-    void * abort_user;
+    host::abort_callback stop;
+    void * session;
     std::atomic<bool> & failed;
     std::atomic<bool> aborted{false};
 };
@@ -80,7 +80,7 @@ void run_steps(void * user, int thread, int num_threads) {
     auto & run = *static_cast<pool_run *>(user);
     for (const step & s : run.p->steps) {
         if (s.barrier) {
-            if (thread == 0 && run.abort != nullptr && run.abort(run.abort_user)) run.aborted.store(true);
+            if (thread == 0 && run.stop(run.session)) run.aborted.store(true);
             pool_barrier(num_threads);
             if (run.aborted.load()) return;
         }
@@ -116,7 +116,7 @@ std::unique_ptr<session> session::make() {
     return s->cpu_ ? std::move(s) : nullptr;
 }
 
-// Between nodes of the host: a step has failed, or the user wants to stop.
+// Between steps, and between nodes of the host: a step has failed, or the user wants to stop.
 bool session::stop(void * user) {
     const auto & s = *static_cast<const session *>(user);
     return s.failed_.load() || (s.abort_ != nullptr && s.abort_(s.abort_user_));
@@ -209,7 +209,7 @@ int session::run_in_host_threads(plan & p, const host::graph & graph) {
 
 int session::run_on_own_threads(const plan & p) {
     if (p.steps.empty()) return host::status_success;
-    pool_run run{&p, abort_, abort_user_, failed_};
+    pool_run run{&p, stop, this, failed_};
     count(counter::pool_runs);
     run_on_pool(num_threads_, run_steps, &run);
     return run.aborted.load() ? host::status_aborted : host::status_success;

@@ -24,4 +24,10 @@ inline bool is_view_op(op which) {
     return which == op::none || which == op::view || which == op::reshape || which == op::permute || which == op::transpose;
 }
 
+// What a node only describes otherwise.
+inline const tensor * computed(const tensor * t) {
+    while (t != nullptr && is_view_op(op_of(t)) && t->src[0] != nullptr) t = t->src[0];
+    return t;
+}
+
 } // namespace alloy::host

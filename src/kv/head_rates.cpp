@@ -101,7 +101,7 @@ void head_rates::measure(const cache_tensor & keys, const cache_tensor & values,
         const rows k = keys.turned_rows(block, head), v = values.turned_rows(block, head);
         const weights_of_cells w = weigh(seen, head, k, v, keys.rotation(), values.rotation());
         rows without_mean = k;
-        for (size_t i = 0; i < k.size(); i++) without_mean[i] -= means->of(head, seen.d_k)[i % static_cast<size_t>(seen.d_k)];
+        means->add(head, -1, without_mean);
         size_t option = static_cast<size_t>(head) * options;
         for (const kv_codec codec : choices(false)) {
             const rows lost = error_of(without_mean, codec, seen.d_k);

@@ -57,8 +57,10 @@ struct block_write {
 // What the keys of each head lack in sealed pages, [heads][d] in their transform; counted as live bytes.
 struct key_means {
     const std::vector<float> values;
-    explicit key_means(std::vector<float> means);
-    const float * of(int64_t head, int64_t d) const { return values.data() + head * d; }
+    const int64_t d;
+    key_means(std::vector<float> means, int64_t d);
+    const float * of(int64_t head) const { return values.data() + head * d; }
+    void add(int64_t head, float times, std::vector<float> & rows) const; // to each row of d
     ~key_means();
     key_means(const key_means &) = delete;
 };

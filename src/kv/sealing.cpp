@@ -18,10 +18,6 @@ size_t page_bytes_of(const attention_page & page, int64_t d) {
     return static_cast<size_t>(attention_block * (cell_row_bytes(page.cells->type, d) + 2));
 }
 
-void add_to_rows(const float * x, float times, int64_t d, std::vector<float> & rows) {
-    for (size_t i = 0; x != nullptr && i < rows.size(); i++) rows[i] += times * x[i % static_cast<size_t>(d)];
-}
-
 } // namespace
 
 size_t cache_tensor::page_bytes(int64_t block, int64_t head) const { return page_bytes_of(page(block, head), d_); }
@@ -62,12 +58,17 @@ std::vector<float> cache_tensor::turned_rows(int64_t block, int64_t head) const 
         from.cells->expand(from.data, stride, block_cells, d_, rows.data());
     }
     const auto & from = blocks_[static_cast<size_t>(block)];
-    if (from.sealed && from.means != nullptr) add_to_rows(from.means->of(head, d_), 1, d_, rows);
+    if (from.sealed && from.means != nullptr) from.means->add(head, 1, rows);
     if (rotation_ > 0) hadamard_in_place(rows.data(), block_cells * d_ / rotation_, rotation_);
     return rows;
 }
 
-key_means::key_means(std::vector<float> means) : values(std::move(means)) { count(counter::kv_live_bytes, values.size() * sizeof(float)); }
+key_means::key_means(std::vector<float> means, int64_t row) : values(std::move(means)), d(row) { count(counter::kv_live_bytes, values.size() * sizeof(float)); }
+void key_means::add(int64_t head, float times, std::vector<float> & rows) const {
+    const float * mean = of(head);
+    for (size_t i = 0; i < rows.size(); i++) rows[i] += times * mean[i % static_cast<size_t>(d)];
+}
+
 key_means::~key_means() { uncount(counter::kv_live_bytes, values.size() * sizeof(float)); }
 
 // Keys of a head have much in common, which no query can tell apart: softmax does not change when all logits move alike. What is left without it
@@ -83,7 +84,7 @@ std::shared_ptr<const key_means> cache_tensor::means_for(int64_t block) const {
         float * mean = means.data() + head * d_;
         for (int64_t i = 0; i < block_cells * d_; i++) mean[i % d_] += rows[static_cast<size_t>(i)] / block_cells;
     }
-    return std::make_shared<const key_means>(std::move(means));
+    return std::make_shared<const key_means>(std::move(means), d_);
 }
 
 // One page a head. False: a row is not finite. Throws std::bad_alloc.
@@ -92,11 +93,10 @@ bool cache_tensor::encode_block(int64_t block, const key_means * means, std::vec
     for (int64_t head = 0; head < heads_; head++) {
         const kv_codec codec = codecs_[static_cast<size_t>(head)];
         std::vector<float> rows = turned_rows(block, head);
-        const float * mean = means != nullptr ? means->of(head, d_) : nullptr;
-        add_to_rows(mean, -1, d_, rows);
+        if (means != nullptr) means->add(head, -1, rows);
         uint8_t * to = arena_.take(static_cast<size_t>(kv_codec_page_bytes(codec, d_)));
         if (to == nullptr) throw std::bad_alloc();
-        sealed.push_back({to, find_attention(cell_type_of_codec(codec)), nullptr, mean});
+        sealed.push_back({to, find_attention(cell_type_of_codec(codec)), nullptr, means != nullptr ? means->of(head) : nullptr});
         if (!find_encode(codec)({rows.data(), d_ * static_cast<int64_t>(sizeof(float)), d_, to})) return false;
     }
     return true;
@@ -107,20 +107,21 @@ bool cache_tensor::encode_block(int64_t block, const key_means * means, std::vec
 bool cache_tensor::seal_block(int64_t block) {
     auto & here = blocks_[static_cast<size_t>(block)];
     std::vector<attention_page> sealed;
+    std::shared_ptr<const key_means> means = here.means;
+    bool done = false;
     try {
-        const std::shared_ptr<const key_means> means = name_.is_value ? here.means : means_for(block);
-        here.stuck = !encode_block(block, means.get(), sealed);
-        if (!here.stuck) here.means = means;
+        if (!name_.is_value) means = means_for(block);
+        done = encode_block(block, means.get(), sealed);
+        here.stuck = !done;
     } catch (const std::bad_alloc &) {
-        give_back(sealed);
-        sealed.clear();
         here.age = streams_[static_cast<size_t>(stream_of(block))].rows;
     }
-    if (sealed.empty() || here.stuck) {
+    if (!done) {
         give_back(sealed);
         count(counter::kv_unsealable_blocks);
         return false;
     }
+    here.means = std::move(means);
     show_sealed(block, sealed);
     drop_rows(block);
     count(counter::kv_sealed_pages, sealed.size());

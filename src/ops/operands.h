@@ -9,6 +9,18 @@ namespace alloy::ops {
 
 inline bool has_float_rows(const host::tensor * t) { return t->type == host::type_f32 && t->nb[0] == sizeof(float); }
 
+inline int64_t num_elements(const host::tensor * t) { return t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3]; }
+
+// Numbers of 4 bytes, one after the other.
+inline bool is_dense(const host::tensor * t) {
+    size_t expected = 4;
+    for (int i = 0; i < host::max_dims; i++) {
+        if (t->ne[i] != 1 && t->nb[i] != expected) return false;
+        expected *= static_cast<size_t>(t->ne[i]);
+    }
+    return true;
+}
+
 inline float float_param(const host::tensor * node, int slot) {
     float value;
     std::memcpy(&value, &node->op_params[slot], sizeof(value));

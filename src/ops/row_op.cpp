@@ -82,15 +82,6 @@ row_call blank_call(rowwise_op which, const tensor * node) {
     return call;
 }
 
-bool is_dense(const tensor * t) {
-    size_t expected = sizeof(float);
-    for (int i = 0; i < host::max_dims; i++) {
-        if (t->ne[i] != 1 && t->nb[i] != expected) return false;
-        expected *= static_cast<size_t>(t->ne[i]);
-    }
-    return true;
-}
-
 // The host flattens [k, heads, tokens] to [k, heads * tokens] for the transform. The call has the rows as they were before, so that it
 // can join the chain that made them.
 void take_shape_of_source(row_call & call, const tensor * node, const tensor * a) {

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <span>
 
 namespace alloy::ops {
 namespace {
@@ -16,21 +17,12 @@ using sampling::stage_kind;
 
 constexpr size_t longest_chain = 96; // nodes; all samplers of the host together have about 70
 
-int64_t num_elements(const tensor * t) { return t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3]; }
-
 // What a reshaped tensor was. Views with an offset stay what they are.
 tensor * under(tensor * t) {
     while (t != nullptr && host::op_of(t) == op::reshape) t = t->src[0];
     return t;
 }
-bool is_dense_f32(const tensor * t) {
-    size_t expected = sizeof(float);
-    for (int i = 0; i < host::max_dims; i++) {
-        if (t->ne[i] != 1 && t->nb[i] != expected) return false;
-        expected *= static_cast<size_t>(t->ne[i]);
-    }
-    return t->type == host::type_f32;
-}
+bool is_dense_f32(const tensor * t) { return t->type == host::type_f32 && is_dense(t); }
 bool is_row_view(const tensor * t) {
     if (t == nullptr || host::op_of(t) != op::view || t->src[0] == nullptr || !is_padded_rows(t->src[0]) || !is_dense_f32(t)) return false;
     const tensor * pad = t->src[0];
@@ -44,9 +36,7 @@ bool is_leaf(const tensor * t, int type) { return t != nullptr && host::op_of(t)
 // Follows a chain from its row of logits through the nodes from live[at] on, one sampler after the other.
 class finder {
   public:
-    finder(const std::vector<tensor *> & live, size_t at, sampling_chain & chain) : chain_(chain) {
-        window_.assign(live.begin() + static_cast<ptrdiff_t>(at), live.begin() + static_cast<ptrdiff_t>(std::min(live.size(), at + longest_chain)));
-    }
+    finder(std::span<tensor * const> live, sampling_chain & chain) : chain_(chain), window_(live.first(std::min(live.size(), longest_chain))) {}
 
     bool find() {
         if (!find_row()) return false;
@@ -198,8 +188,8 @@ class finder {
         tensor * ids = reader(op::argsort, 0, logits_);
         tensor * sorted = ids != nullptr ? reader(op::get_rows, 0, logits_) : nullptr;
         if (sorted == nullptr || under(sorted->src[1]) != ids || ids->op_params[0] != host::sort_descending) return false;
-        tensor * shares = reader(op::soft_max, 0, sorted);
-        tensor * cdf = shares != nullptr && is_plain_soft_max(shares) ? reader(op::cumsum, 0, shares) : nullptr;
+        tensor * shares = shares_of(sorted);
+        tensor * cdf = shares != nullptr ? reader(op::cumsum, 0, shares) : nullptr;
         tensor * left = cdf != nullptr ? reader(op::scale, 0, cdf) : nullptr;
         tensor * mask = left != nullptr && float_param(left, 0) == -1 ? unary_reader(host::unary_step, left) : nullptr;
         tensor * count = mask != nullptr ? reader(op::sum, 0, mask) : nullptr;
@@ -255,7 +245,7 @@ class finder {
     // SOFT_MAX, CLAMP, LOG, MUL, SUM, SCALE twice, LOG, SCALE, EXP, SCALE, DIV
     bool add_dynamic_temperature() {
         tensor * result = reader(op::div, 0, logits_);
-        tensor * shares = result != nullptr ? entropy_shares() : nullptr;
+        tensor * shares = result != nullptr ? shares_of(logits_) : nullptr;
         tensor * clamped = shares != nullptr ? reader(op::clamp, 0, shares) : nullptr;
         if (clamped == nullptr || float_param(clamped, 0) != 1e-10f || float_param(clamped, 1) != 1) return false;
         tensor *logs = reader(op::log, 0, clamped), *products = reader(op::mul, 0, clamped);
@@ -272,17 +262,16 @@ class finder {
                          .span = float_param(divisor, 0), .base = float_param(divisor, 1)};
         return add(s, {shares, clamped, logs, products, sum, entropy, share, log, times, power, divisor, result}, result);
     }
-    tensor * entropy_shares() const {
-        tensor * shares = reader(op::soft_max, 0, logits_);
-        return shares != nullptr && is_plain_soft_max(shares) ? shares : nullptr;
+    // SOFT_MAX without mask, sinks and scale.
+    tensor * shares_of(const tensor * logits) const {
+        tensor * t = reader(op::soft_max, 0, logits);
+        return t != nullptr && t->src[1] == nullptr && t->src[2] == nullptr && float_param(t, 0) == 1 && float_param(t, 1) == 0 ? t : nullptr;
     }
-
-    static bool is_plain_soft_max(const tensor * t) { return t->src[1] == nullptr && t->src[2] == nullptr && float_param(t, 0) == 1 && float_param(t, 1) == 0; }
 
     // SOFT_MAX, CUMSUM, - uniform, STEP, SUM, CLAMP, n - s, CPY (, GET_ROWS of candidates)
     bool find_draw() {
-        tensor * shares = reader(op::soft_max, 0, logits_);
-        tensor * cdf = shares != nullptr && is_plain_soft_max(shares) ? reader(op::cumsum, 0, shares) : nullptr;
+        tensor * shares = shares_of(logits_);
+        tensor * cdf = shares != nullptr ? reader(op::cumsum, 0, shares) : nullptr;
         tensor * distance = cdf != nullptr ? reader(op::sub, 0, cdf) : nullptr;
         if (distance == nullptr || !is_leaf(distance->src[1], host::type_f32) || num_elements(distance->src[1]) != 1) return false;
         tensor * mask = unary_reader(host::unary_step, distance);
@@ -321,7 +310,8 @@ class finder {
     }
 
     sampling_chain & chain_;
-    std::vector<tensor *> window_, taken_;
+    std::span<tensor * const> window_;
+    std::vector<tensor *> taken_;
     tensor *logits_ = nullptr, *candidates_ = nullptr;
 };
 
@@ -345,7 +335,7 @@ bool is_padded_rows(const tensor * node) {
 bool can_run_chains() { return find_select(select_op::block_max) != nullptr; }
 
 bool find_sampling_chain(const std::vector<tensor *> & live, size_t at, sampling_chain & chain) {
-    return at < live.size() && finder(live, at, chain).find();
+    return at < live.size() && finder(std::span(live).subspan(at), chain).find();
 }
 
 // Rows lie alike with and without others behind them.

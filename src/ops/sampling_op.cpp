@@ -20,17 +20,8 @@ constexpr float inf = std::numeric_limits<float>::infinity();
 constexpr int64_t elements_a_task = 32768;
 constexpr int64_t long_row = 1024; // SOFT_MAX of shorter rows (routing) is the host's
 
-int64_t num_elements(const tensor * t) { return t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3]; }
 int64_t num_rows(const tensor * t) { return t->ne[1] * t->ne[2] * t->ne[3]; }
 
-bool is_dense(const tensor * t) {
-    size_t expected = 4;
-    for (int i = 0; i < host::max_dims; i++) {
-        if (t->ne[i] != 1 && t->nb[i] != expected) return false;
-        expected *= static_cast<size_t>(t->ne[i]);
-    }
-    return true;
-}
 bool is_floats(const tensor * t) { return t != nullptr && t->type == host::type_f32 && is_dense(t) && num_elements(t) > 0 && num_elements(t) < (int64_t{1} << 31); }
 bool is_indices(const tensor * t) { return t != nullptr && t->type == host::type_i32 && is_dense(t) && num_elements(t) > 0; }
 
@@ -220,16 +211,12 @@ bool same_size(const tensor * a, const tensor * b) { return std::equal(std::begi
 // x - (x[argmax x] + ln p)
 bool is_min_p_distance(const tensor * node) {
     const auto is = [](const tensor * t, op which) { return t != nullptr && host::op_of(t) == which; };
-    const auto under = [&](const tensor * t) { // views aside
-        while (t != nullptr && host::is_view_op(host::op_of(t)) && t->src[0] != nullptr) t = t->src[0];
-        return t;
-    };
     if (!is(node, op::sub) || num_elements(node->src[1]) != 1) return false;
-    const tensor * threshold = under(node->src[1]);
+    const tensor * threshold = host::computed(node->src[1]);
     if (!is(threshold, op::scale) || float_param(threshold, 0) != 1 || !(float_param(threshold, 1) <= 0)) return false;
-    const tensor * highest = under(threshold->src[0]);
-    if (!is(highest, op::get_rows) || !is(under(highest->src[1]), op::argmax)) return false;
-    return under(highest->src[0]) == under(node->src[0]) && under(under(highest->src[1])->src[0]) == under(node->src[0]);
+    const tensor * highest = host::computed(threshold->src[0]);
+    if (!is(highest, op::get_rows) || !is(host::computed(highest->src[1]), op::argmax)) return false;
+    return host::computed(highest->src[0]) == host::computed(node->src[0]) && host::computed(host::computed(highest->src[1])->src[0]) == host::computed(node->src[0]);
 }
 
 node_call selection_call(const tensor * node) {

@@ -15,13 +15,6 @@ namespace {
 namespace fs = std::filesystem;
 using json = nlohmann::ordered_json;
 
-std::string contents(const fs::path & path) {
-    std::ifstream file(path);
-    std::ostringstream text;
-    text << file.rdbuf();
-    return text.str();
-}
-
 class bench : public ::testing::Test {
 protected:
     temporary_folder folder; // also the system's temporary folder, so that what is left behind is seen

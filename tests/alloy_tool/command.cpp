@@ -23,13 +23,6 @@ constexpr const char * steering[] = {
     "GGML_BACKEND_PATH", "LLAMA_ARG_DEVICE", "LD_LIBRARY_PATH", "FAKE_HOST", "FAKE_PLUGIN_REFUSES", "FAKE_EXIT", "FAKE_SIGNAL",
 };
 
-std::string contents(const fs::path & path) {
-    std::ifstream file(path, std::ios::binary);
-    std::ostringstream text;
-    text << file.rdbuf();
-    return text.str();
-}
-
 pid_t start_command(const std::vector<std::string> & command, const environment & set, const fs::path & out,
                     const fs::path & err) {
     const pid_t child = fork();
@@ -46,6 +39,13 @@ pid_t start_command(const std::vector<std::string> & command, const environment 
 }
 
 } // namespace
+
+std::string contents(const fs::path & path) {
+    std::ifstream file(path, std::ios::binary);
+    std::ostringstream text;
+    text << file.rdbuf();
+    return text.str();
+}
 
 finished run_command(const std::vector<std::string> & command, const environment & set) {
     const temporary_folder folder;

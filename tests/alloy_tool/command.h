@@ -26,6 +26,7 @@ int start_alloy(std::vector<std::string> arguments, const environment & set = {}
 int ended_with(int process);
 
 bool has(const std::string & text, const std::string & part);
+std::string contents(const std::filesystem::path & path); // of a file; empty when there is none
 
 // A folder that goes with the object.
 struct temporary_folder {

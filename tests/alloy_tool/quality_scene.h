@@ -28,13 +28,6 @@ inline std::string gguf(int vocabulary) {
     return file;
 }
 
-inline std::string contents(const fs::path & path) {
-    std::ifstream file(path);
-    std::ostringstream all;
-    all << file.rdbuf();
-    return all.str();
-}
-
 class quality_scene : public ::testing::Test {
 protected:
     temporary_folder folder;

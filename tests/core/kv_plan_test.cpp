@@ -121,6 +121,10 @@ class KvPlan : public ::testing::Test {
         tensor * t = g.node(op::flash_attn_ext, "attention", {d, 2, rows}, {queries, heads(k, n), heads(v, n), g.leaf("mask", host::type_f16, {n, rows})});
         g.set_param(t, 0, 0.125f);
     }
+    void fill() {
+        set(k, 0, cells);
+        set(v, 0, cells);
+    }
     void shift_keys() {
         tensor * all = view_of(k, "all", {d, kv_heads, cells});
         tensor * shift = g.node(op::rope, "shift", {d, kv_heads, cells}, {all, g.leaf("by", host::type_i32, {cells})});
@@ -174,8 +178,7 @@ TEST_F(KvPlan, WritesAndReadsAreNotedAndTheSealComesLast) {
 
 TEST_F(KvPlan, GraphsSealWhatIsOldAndOpenWhatTheyWrite) {
     layer(20, cells);
-    set(k, 0, cells);
-    set(v, 0, cells);
+    fill();
     ASSERT_EQ(run(), host::status_success);
     const uint64_t sealed = value_of(counter::kv_sealed_bytes);
     EXPECT_GT(sealed, 0u);
@@ -188,8 +191,7 @@ TEST_F(KvPlan, GraphsSealWhatIsOldAndOpenWhatTheyWrite) {
 
 TEST_F(KvPlan, WithoutMemoryToSealRowsStayAndAreSealedLater) {
     layer(20, cells);
-    set(k, 0, cells);
-    set(v, 0, cells);
+    fill();
     const uint64_t sealed = value_of(counter::kv_sealed_pages), unsealable = value_of(counter::kv_unsealable_blocks);
     no_memory_for = attention_block * d * sizeof(float); // rows on their way to a codec
     ASSERT_EQ(run(), host::status_success);
@@ -206,8 +208,7 @@ TEST_F(KvPlan, WithoutMemoryToSealRowsStayAndAreSealedLater) {
 // A context shift opens blocks within the graph.
 TEST_F(KvPlan, GraphsThatFindNoMemoryFailAndTheNextOneRuns) {
     layer(20, cells);
-    set(k, 0, cells);
-    set(v, 0, cells);
+    fill();
     ASSERT_EQ(run(), host::status_success);
     g = {};
     shift_keys();
@@ -224,8 +225,7 @@ TEST_F(KvPlan, GraphsThatFindNoMemoryFailAndTheNextOneRuns) {
 
 TEST_F(KvPlan, WholeBlocksAreDroppedNotOpened) {
     layer(64, cells);
-    set(k, 0, cells);
-    set(v, 0, cells);
+    fill();
     ASSERT_EQ(run(), host::status_success);
     const uint64_t opened = value_of(counter::kv_opened_pages), sealed = value_of(counter::kv_sealed_bytes);
     for (int64_t i = 0; i < 64; i++) static_cast<int64_t *>(indices->data)[i] = 128 + (i * 11) % 64; // in any order
@@ -250,8 +250,7 @@ TEST_F(KvPlan, IndicesOutOfRangeLeaveTheStoreUntouched) {
 
 TEST_F(KvPlan, CellsBeyondThoseOfTheGraphAreDropped) {
     layer(4, 256);
-    set(k, 0, cells);
-    set(v, 0, cells);
+    fill();
     const auto kept = get(k, 64, 192);
     ASSERT_EQ(run(), host::status_success);
     EXPECT_EQ(get(k, 64, 192).size(), kept.size());
@@ -262,8 +261,7 @@ TEST_F(KvPlan, CellsBeyondThoseOfTheGraphAreDropped) {
 TEST_F(KvPlan, CellsOfAnAliasAreNotTrimmed) {
     tensor alias = k; // the cache of a second context: a view of the first one's
     alias.view_src = &k;
-    set(k, 0, cells);
-    set(v, 0, cells);
+    fill();
     tensor * keys = heads(k, 256);
     keys->src[0] = &alias;
     tensor * t = g.node(op::flash_attn_ext, "attention", {d, 2, 4}, {g.leaf("q", host::type_f32, {d, 4, 2}), keys, heads(v, 256), g.leaf("m", host::type_f16, {256, 4})});
@@ -277,8 +275,7 @@ TEST_F(KvPlan, LayersThatShareACacheSealItOnce) {
     layer(20, cells);
     attend(20, cells);
     attend(20, cells);
-    set(k, 0, cells);
-    set(v, 0, cells);
+    fill();
     const host::graph & graph = g.graph();
     const graph::plan p = graph::make_plan(graph);
     const uint64_t sealed = value_of(counter::kv_sealed_pages);
@@ -304,8 +301,7 @@ TEST_F(KvPlan, LayersThatShareACacheSealItOnce) {
 
 TEST_F(KvPlan, ContextShiftsOpenAndCloseTheCache) {
     layer(4, cells);
-    set(k, 0, cells);
-    set(v, 0, cells);
+    fill();
     ASSERT_EQ(run(), host::status_success);
     const uint64_t sealed = value_of(counter::kv_sealed_bytes);
     ASSERT_GT(sealed, 0u);

@@ -11,7 +11,6 @@ int main() { return alloy::test::without_headers(); }
 
 #include <cmath>
 #include <cstdio>
-#include <filesystem>
 
 namespace alloy::test {
 namespace {
@@ -213,21 +212,5 @@ bool check_all(const device & d) {
 } // namespace
 } // namespace alloy::test
 
-int main() {
-    using namespace alloy::test;
-    const char *host = std::getenv("ALLOY_HOST_BIN"), *plugin = std::getenv("ALLOY_PLUGIN");
-    if (host == nullptr || *host == 0 || plugin == nullptr) return without_host("ALLOY_HOST_BIN and ALLOY_PLUGIN must name the folder of the host's programs and the plugin");
-    setenv("GGML_BACKEND_PATH", plugin, 1);
-    char folder[] = "/tmp/alloy-cases-XXXXXX";
-    if (mkdtemp(folder) == nullptr) return 1;
-    bool good = false;
-    {
-        device d;
-        const std::string missing = d.open(host, folder);
-        if (missing.empty()) good = check_all(d);
-        else std::printf("%s\n", missing.c_str());
-    }
-    std::filesystem::remove_all(folder);
-    return good ? 0 : 1;
-}
+int main() { return alloy::test::on_device(alloy::test::check_all); }
 #endif

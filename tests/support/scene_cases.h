@@ -81,12 +81,8 @@ inline bool run_cases(const case_program & p, device & d, int64_t only) {
     return good && all > 0 && all_passed == all;
 }
 
-inline int run_program(const case_program & p, int argc, char ** argv) {
-    const bool one = argc == 3 && std::string(argv[1]) == "--case";
-    if (argc > 1 && !one) {
-        std::fprintf(stderr, "usage: %s [--case N]\n", p.name);
-        return 2;
-    }
+// What a program returns that does `work` on the device of the plugin and the host that the environment names. The work says whether it was good.
+inline int on_device(const std::function<bool(device &)> & work) {
     const char *host = std::getenv("ALLOY_HOST_BIN"), *plugin = std::getenv("ALLOY_PLUGIN");
     if (host == nullptr || *host == 0 || plugin == nullptr) {
         return without_host("ALLOY_HOST_BIN and ALLOY_PLUGIN must name the folder of the host's programs and the plugin");
@@ -98,11 +94,20 @@ inline int run_program(const case_program & p, int argc, char ** argv) {
     {
         device d;
         const std::string missing = d.open(host, folder);
-        if (missing.empty()) good = run_cases(p, d, one ? std::atoll(argv[2]) : -1);
+        if (missing.empty()) good = work(d);
         else std::printf("%s\n", missing.c_str());
     }
     std::filesystem::remove_all(folder);
     return good ? 0 : 1;
+}
+
+inline int run_program(const case_program & p, int argc, char ** argv) {
+    const bool one = argc == 3 && std::string(argv[1]) == "--case";
+    if (argc > 1 && !one) {
+        std::fprintf(stderr, "usage: %s [--case N]\n", p.name);
+        return 2;
+    }
+    return on_device([&](device & d) { return run_cases(p, d, one ? std::atoll(argv[2]) : -1); });
 }
 
 } // namespace alloy::test

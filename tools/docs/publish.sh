@@ -38,9 +38,9 @@ make_report() { # name command model arguments..
     local name=$1 command=$2 model=$3 file=docs/reports/$1.json part code=0 variables=()
     shift 3
     while [[ ${1:-} == [A-Z]*=* ]]; do variables+=("$1"); shift; done
+    [ -n "${ROUNDS:-}" ] && set -- $(sed "s/--rounds [0-9]*/--rounds $ROUNDS/" <<<"$*") # words without spaces so far
     part=$state/$name.json # whole only when the last step is done
     [ "$command" = quality ] && set -- "$@" -f "$(tools/bench/texts.py fresh)" --state "$state"
-    [ -n "${ROUNDS:-}" ] && [[ " $* " =~ " --rounds "[0-9]+" " ]] && set -- $(sed "s/--rounds [0-9]*/--rounds $ROUNDS/" <<<"$*") # words without spaces
     env "${variables[@]}" "$alloy" "$command" -m "$(model_file "$model")" --host "$host" --save "$part" "$@" || code=$?
     # A gate that is not kept ends with 1 too, and is published.
     if [ -f "$part" ] && grep -q '^ "complete": true' "$part"; then

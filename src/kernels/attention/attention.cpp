@@ -118,7 +118,7 @@ class repacked_block {
     void expand(const attention_pages & from, int64_t group, int64_t sealed, float * rows) const {
         const attention_page & page = from.pages[block_];
         page.cells->expand(page.data, stride_of(from, block_), n_, from.d, rows);
-        const bool coded = is_coded(page.cells->type), turned = sealed > 0 && coded;
+        const bool turned = sealed > 0 && is_coded(page.cells->type);
         if (page.mean != nullptr) add_to_rows(page.mean, n_, from.d, rows);
         if (group > 0 && !turned) args_.rotate(rows, n_ * from.d / group, group);
     }

@@ -21,7 +21,6 @@ select_kernel kernel_for(select_op op) {
 
 constexpr int64_t select_few = 16;  // up to this part of a row, maxima of groups bound what is looked at
 constexpr int64_t short_sort = 192; // below, std::sort beats three passes over 2048 counters
-
 constexpr int64_t long_sort = 4096; // from here, counters of eleven bits pay
 
 // Least significant digit first: every pass keeps the order of the one before, so equal values stay in ascending ids when they came so.
@@ -54,11 +53,16 @@ template <int digit_bits> void radix_sort(rank * ranks, rank * spare, int64_t n)
     if (from != ranks) std::copy(from, from + n, ranks);
 }
 
+// Ranks of all elements, `flip` turned over.
+void rank_all(const float * x, int64_t n, select_memory & m, rank flip = 0) {
+    m.fit(n);
+    for (int64_t i = 0; i < n; i++) m.ranks[static_cast<size_t>(i)] = rank_of(x[i], static_cast<int32_t>(i)) ^ flip; // alone, so that it becomes vectors
+}
+
 // The last pass writes ids alone.
-template <int digit_bits> void radix_argsort(const float * x, int64_t n, rank flip, int32_t * ids, select_memory & m) {
+template <int digit_bits> void radix_argsort(int64_t n, int32_t * ids, select_memory & m) {
     radix<digit_bits> r;
     rank *from = m.ranks.data(), *to = m.spare.data();
-    for (int64_t i = 0; i < n; i++) from[i] = rank_of(x[i], static_cast<int32_t>(i)) ^ flip; // alone, so that it becomes vectors
     for (int64_t i = 0; i < n; i++) r.count(from[i]);
     int last = r.num_digits - 1;
     while (last >= 0 && r.is_shared(from[0], last, n)) last--;
@@ -137,12 +141,6 @@ float sampled_bound(const float * x, int64_t n, int64_t k) {
     if (at >= samples) return -std::numeric_limits<float>::infinity();
     std::nth_element(sample.begin(), sample.begin() + at, sample.end(), std::greater<>());
     return sample[static_cast<size_t>(at)];
-}
-
-// Ranks of all elements.
-void rank_all(const float * x, int64_t n, select_memory & m) {
-    m.fit(n);
-    for (int64_t i = 0; i < n; i++) m.ranks[static_cast<size_t>(i)] = rank_of(x[i], static_cast<int32_t>(i));
 }
 
 } // namespace
@@ -228,16 +226,14 @@ int64_t top_ranks(const float * x, int64_t n, int64_t k, select_memory & m, bool
 }
 
 void argsort(const float * x, int64_t n, bool descending, int32_t * ids, select_memory & m) {
-    m.fit(n);
-    const rank flip = descending ? 0 : 0xffffffff00000000u;
+    rank_all(x, n, m, descending ? 0 : 0xffffffff00000000u);
     if (n < short_sort) {
-        for (int64_t i = 0; i < n; i++) m.ranks[static_cast<size_t>(i)] = rank_of(x[i], static_cast<int32_t>(i)) ^ flip;
         std::sort(m.ranks.begin(), m.ranks.begin() + n);
         for (int64_t i = 0; i < n; i++) ids[i] = id_of(m.ranks[static_cast<size_t>(i)]);
     } else if (n < long_sort) {
-        radix_argsort<8>(x, n, flip, ids, m);
+        radix_argsort<8>(n, ids, m);
     } else {
-        radix_argsort<11>(x, n, flip, ids, m);
+        radix_argsort<11>(n, ids, m);
     }
 }
 
