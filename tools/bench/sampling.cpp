@@ -4,15 +4,14 @@
 //            ALLOY_PLUGIN, as the tests do
 //   TOP_K    beside one pass that only reads the row; and many rows, as indexers of sparse attention have them, over the host's operator
 #include "support/bench.h"
-#include "support/host_scene.h"
 #include "support/sampling_graph.h"
 #include "support/sampling_oracle.h"
+#include "support/scene_cases.h"
 #include "support/stock_sampler.h"
 
 #include <cstdio>
 #include <cstring>
 #include <ctime>
-#include <filesystem>
 
 namespace alloy {
 namespace {
@@ -146,33 +145,20 @@ void measure_top_k(const test::device & d, int64_t n, int64_t rows, int64_t k) {
 }
 
 void measure_graphs(const char * only) {
-    const char *host = std::getenv("ALLOY_HOST_BIN"), *plugin = std::getenv("ALLOY_PLUGIN");
-    if (host == nullptr || *host == 0 || plugin == nullptr) {
-        std::puts("no graphs: ALLOY_HOST_BIN and ALLOY_PLUGIN name no host and no plugin");
-        return;
-    }
-    setenv("GGML_BACKEND_PATH", plugin, 1);
-    char folder[] = "/tmp/alloy-bench-XXXXXX";
-    if (mkdtemp(folder) == nullptr) return;
-    {
-        test::device d;
-        const std::string missing = d.open(host, folder);
-        if (!missing.empty()) std::puts(missing.c_str());
-        else {
-            test::set_threads(d, 1);
-            std::printf("%-40s %7s %9s %8s %8s   %s\n", "graph", "tokens", "us", "x graph", "x chain", "target");
-            for (const auto & s : graph_shapes) {
-                if (!std::strstr(s.name, only)) continue;
-                for (const int64_t n : {32000, 128256, 151936, 262144}) measure(d, s, n);
-            }
-            if (*only == 0 || std::strstr("TOP_K", only)) {
-                measure_top_k(d, 32768, 64, 2048);
-                measure_top_k(d, 4096, 512, 2048);
-                measure_top_k(d, 262144, 4, 10);
-            }
+    test::on_device([&](test::device & d) {
+        test::set_threads(d, 1);
+        std::printf("%-40s %7s %9s %8s %8s   %s\n", "graph", "tokens", "us", "x graph", "x chain", "target");
+        for (const auto & s : graph_shapes) {
+            if (!std::strstr(s.name, only)) continue;
+            for (const int64_t n : {32000, 128256, 151936, 262144}) measure(d, s, n);
         }
-    }
-    std::filesystem::remove_all(folder);
+        if (*only == 0 || std::strstr("TOP_K", only)) {
+            measure_top_k(d, 32768, 64, 2048);
+            measure_top_k(d, 4096, 512, 2048);
+            measure_top_k(d, 262144, 4, 10);
+        }
+        return true;
+    });
 }
 
 } // namespace
