@@ -37,11 +37,16 @@ std::vector<kv::block_write> blocks_of(const cache_write & write, const host::te
     return blocks;
 }
 
+std::vector<int64_t> cells_of(const cache_write & w) {
+    const auto * index = static_cast<const int64_t *>(w.indices->data);
+    std::vector<int64_t> cells(index, index + w.indices->ne[0]);
+    for (int64_t & cell : cells) cell += w.first_row;
+    return cells;
+}
+
 // The tokens that observe the cells of a cache, of one sequence in one stream, whose tokens are all written.
 std::vector<kv::sampled_token> observers(const cache_write & w) {
-    const auto * index = static_cast<const int64_t *>(w.indices->data);
-    std::vector<int64_t> rows(index, index + w.indices->ne[0]);
-    for (int64_t & row : rows) row += w.first_row;
+    const std::vector<int64_t> rows = cells_of(w);
     return kv::eviction::observers(rows, rows[0] / w.cache->rows_a_stream() * w.cache->rows_a_stream());
 }
 
@@ -61,18 +66,21 @@ void cache_use::prepare() {
         for (int64_t s = 0; s < r.num_streams && r.cells >= 0; s++) r.cache->trim(r.first_stream + s, r.cells);
     }
     for (kv::cache_tensor * cache : opened) cache->unpack_all();
+    // Tokens of images have several positions each, of which the first says nothing of their order.
+    const bool is_text = positions != nullptr && !writes.empty() && positions->ne[0] == writes.front().indices->ne[0];
+    const auto * text_positions = is_text ? static_cast<const int32_t *>(positions->data) : nullptr;
     for (const cache_write & w : writes) {
         if (last == nullptr || last->indices != w.indices || last->first_row != w.first_row) blocks = blocks_of(w, positions);
         last = &w;
         w.cache->expect(blocks);
+        if (w.cache->recent().is_led_by(w.cache)) w.cache->recent().write(cells_of(w), text_positions);
         if (!w.cache->name().is_value) w.cache->evicted().expect(*w.cache, blocks);
     }
     const int64_t sequences = writes.empty() ? 1 : count_sequences(positions, writes.front().indices->ne[0]);
-    sequences_ = (sequences + streams - 1) / streams;
     to_seal_.clear();
     for (const cache_read & r : reads) { // layers may share a cache; one thread seals it
         const bool listed = std::find(to_seal_.begin(), to_seal_.end(), r.cache) != to_seal_.end();
-        if (!listed && r.cache->has_sealable(sequences_)) to_seal_.push_back(r.cache);
+        if (!listed && r.cache->has_sealable()) to_seal_.push_back(r.cache);
     }
     if (sequences > streams) {
         for (const auto & layer : sampled) {
@@ -116,8 +124,8 @@ void cache_use::measure(int num_threads) const {
     if (!sampling_) return;
     for (int64_t i; (i = measuring_.take(static_cast<int64_t>(sampled.size()), num_threads)) >= 0;) {
         const sampled_layer & layer = *sampled[static_cast<size_t>(i)];
-        const std::vector<int64_t> blocks = layer.keys->sealable(sequences_, most_blocks_measured);
-        if (blocks != layer.values->sealable(sequences_, most_blocks_measured)) continue;
+        const std::vector<int64_t> blocks = layer.keys->sealable(most_blocks_measured);
+        if (blocks != layer.values->sealable(most_blocks_measured)) continue;
         for (const int64_t block : blocks) layer.keys->rates().measure(*layer.keys, *layer.values, block, layer.sample);
     }
 }
@@ -127,7 +135,7 @@ void cache_use::assign() const {
 }
 
 void cache_use::seal(int num_threads) const {
-    for (int64_t i; (i = sealing_.take(static_cast<int64_t>(to_seal_.size()), num_threads)) >= 0;) to_seal_[static_cast<size_t>(i)]->seal(sequences_);
+    for (int64_t i; (i = sealing_.take(static_cast<int64_t>(to_seal_.size()), num_threads)) >= 0;) to_seal_[static_cast<size_t>(i)]->seal();
 }
 
 void cache_use::weigh_cells(int num_threads) const {

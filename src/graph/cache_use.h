@@ -47,7 +47,6 @@ struct cache_use {
 
   private:
     std::vector<kv::cache_tensor *> to_seal_;
-    int64_t sequences_ = 1; // of a stream
     void choose_samples(bool one_sequence);
     template <class F> void each_store(F f) const;
     bool sampling_ = false; // for rates

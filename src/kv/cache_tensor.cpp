@@ -13,23 +13,21 @@
 namespace alloy::kv {
 namespace {
 
-// A restored range begins a sequence, unless it is shorter than this: then it may be the rest of one.
-constexpr int64_t shortest_restored_sequence = 16;
-
 uint64_t bits(int64_t first, int64_t count) { return count >= 64 ? ~uint64_t{0} : ((uint64_t{1} << count) - 1) << first; }
 
 } // namespace
 
 cache_tensor::cache_tensor(const host::tensor & declared, void * address, size_t bytes, const policy & wanted, page_arena & arena, head_rates & rates,
-                           eviction & evicted)
+                           eviction & evicted, recent_cells & recent)
     : type_(declared.type), address_(reinterpret_cast<uintptr_t>(address)), bytes_(bytes), row_bytes_(declared.nb[1]),
       num_rows_(declared.ne[1] * declared.ne[2] * declared.ne[3]), blocks_a_stream_((declared.ne[1] + block_cells - 1) / block_cells), policy_(wanted),
-      arena_(arena), rates_(rates), evicted_(evicted) {
+      arena_(arena), rates_(rates), evicted_(evicted), recent_(recent) {
     parse_cache_name(declared.name, name_);
     whole_blocks_ = declared.ne[1] % block_cells == 0 && row_bytes_ * static_cast<size_t>(num_rows_) == bytes;
     plain_ = !wanted.lossy || name_.is_side_cache || !whole_blocks_;
     streams_.resize(static_cast<size_t>(declared.ne[2] * declared.ne[3]));
     blocks_.resize(static_cast<size_t>(blocks_a_stream_) * streams_.size());
+    if (!plain_) recent_.cover(this, num_rows_, num_streams());
 }
 
 // Rows go with the buffer.
@@ -58,10 +56,12 @@ void cache_tensor::note_write(const block_write & w) {
     stream & s = streams_[static_cast<size_t>(stream_of(w.block))];
     if (b.written == 0) count(counter::kv_live_bytes, block_bytes());
     b.written |= w.cells;
+    b.decoded &= ~w.cells;
+    if (b.decoded == 0) b.means = nullptr;
     b.sinks = (b.sinks & ~w.cells) | w.sinks;
     s.rows += static_cast<uint64_t>(std::popcount(w.cells));
     s.top = std::max(s.top, w.block % blocks_a_stream_ + 1);
-    b.age = s.rows;
+    b.retry = 0;
     b.stuck = false;
     list(w.block);
 }
@@ -101,15 +101,22 @@ void cache_tensor::expect(const std::vector<block_write> & writes) {
 }
 
 void cache_tensor::write(const void * data, size_t offset, size_t bytes) {
-    const int64_t rows_written = static_cast<int64_t>((offset + bytes - 1) / row_bytes_ - offset / row_bytes_) + 1;
-    int64_t sinks_left = rows_written < shortest_restored_sequence ? 0 : sink_positions;
+    const auto first_row = static_cast<int64_t>(offset / row_bytes_), rows_written = static_cast<int64_t>((offset + bytes - 1) / row_bytes_) - first_row + 1;
+    if (const uint64_t sequence = recent_.restored_sequence(this); sequence != restored_sequence_) {
+        restored_sequence_ = sequence;
+        rows_restored_ = 0;
+    }
+    int64_t sinks_left = std::max<int64_t>(0, sink_positions - rows_restored_);
+    rows_restored_ += rows_written;
+    if (recent_.is_led_by(this)) recent_.restore(first_row, rows_written);
     each_block(offset, bytes, [&](int64_t block, int64_t first, int64_t rows, size_t at, size_t size) {
         const int64_t sinks = std::min(rows, sinks_left);
         sinks_left -= sinks;
         make_writable(block, size == block_bytes());
         std::memcpy(reinterpret_cast<void *>(address_ + at), static_cast<const uint8_t *>(data) + (at - offset), size);
         note_write({block, bits(first, rows), bits(first, sinks)});
-        if (has_sealable(1)) seal(1); // block by block: a long state needs no more than it takes in the end
+        blocks_[static_cast<size_t>(block)].restored = true;
+        if (has_sealable()) seal(); // block by block: a long state needs no more than it takes in the end
     });
 }
 
@@ -148,6 +155,7 @@ void cache_tensor::clear() {
     }
     for (stream & s : streams_) s = {};
     open_.clear();
+    last_means_.clear();
     // The ragged ends are shared with neighbours, and cells may have been read that were never written.
     const uintptr_t page = os::page_bytes(), end = address_ + bytes_;
     const uintptr_t first = (address_ + page - 1) / page * page, last = end / page * page;
@@ -183,6 +191,7 @@ bool cache_tensor::copy_from(const cache_tensor & source, size_t source_offset, 
         }
     };
     const auto num_blocks = static_cast<int64_t>(bytes / block_bytes());
+    if (recent_.is_led_by(this) && &source == this) recent_.copy(from_block * block_cells, to_block * block_cells, num_blocks * block_cells);
     if (&source == this && to_block > from_block) { // ranges may meet, as memmove's
         for (int64_t i = num_blocks - 1; i >= 0; i--) copy(i);
     } else {
@@ -202,6 +211,7 @@ void cache_tensor::keep_plain(const char * why) {
         if (blocks_[b].sealed) open_block(static_cast<int64_t>(b));
         blocks_[b].means = nullptr;
     }
+    last_means_.clear();
     plain_ = true;
     open_.clear();
     for (int64_t head = 0; head < heads_; head++) show_codec(head, 0);
@@ -245,6 +255,7 @@ bool cache_tensor::learn_heads(const host::tensor & t) {
 void cache_tensor::trim(int64_t stream, int64_t cells) {
     if (!whole_blocks_ || unseen_) return;
     auto & s = streams_[static_cast<size_t>(stream)];
+    if (recent_.is_led_by(this)) recent_.forget_from(stream, cells);
     const int64_t first = (cells + block_cells - 1) / block_cells, begin = stream * blocks_a_stream_ + first;
     if (first < s.top && is_packed(begin) && runs_.count(begin) == 0) unpack(begin); // it begins before
     runs_.erase(runs_.lower_bound(begin), runs_.lower_bound((stream + 1) * blocks_a_stream_));
@@ -252,23 +263,24 @@ void cache_tensor::trim(int64_t stream, int64_t cells) {
     s.top = std::min(s.top, first);
 }
 
-bool cache_tensor::is_sealable(const block & b, int64_t sequences) const {
-    const stream & s = streams_[static_cast<size_t>(stream_of(&b - blocks_.data()))];
-    return !b.sealed && b.written == ~uint64_t{0} && b.sinks == 0 && !b.stuck && b.age + static_cast<uint64_t>(policy_.window * sequences) <= s.rows;
+bool cache_tensor::is_sealable(int64_t block) const {
+    const auto & b = blocks_[static_cast<size_t>(block)];
+    return !b.sealed && b.written == ~uint64_t{0} && b.sinks == 0 && !b.stuck && b.retry <= streams_[static_cast<size_t>(stream_of(block))].rows &&
+           !recent_.has_any(block * block_cells, block_cells);
 }
 
-std::vector<int64_t> cache_tensor::sealable(int64_t sequences, size_t most) const {
+std::vector<int64_t> cache_tensor::sealable(size_t most) const {
     std::vector<int64_t> found;
     for (size_t i = 0; i < open_.size() && found.size() < most && d_ != 0 && !plain_; i++) {
-        if (is_sealable(blocks_[static_cast<size_t>(open_[i])], sequences)) found.push_back(open_[i]);
+        if (is_sealable(open_[i])) found.push_back(open_[i]);
     }
     return found;
 }
 
-void cache_tensor::seal(int64_t sequences) {
+void cache_tensor::seal() {
     const auto done = [&](int32_t i) {
         block & b = blocks_[static_cast<size_t>(i)];
-        if (is_sealable(b, sequences)) seal_block(i);
+        if (is_sealable(i)) seal_block(i);
         b.listed = !b.sealed && b.written != 0;
         return !b.listed;
     };

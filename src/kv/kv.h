@@ -10,6 +10,7 @@
 #include "kv/head_rates.h"
 #include "kv/page_arena.h"
 #include "kv/policy.h"
+#include "kv/recent_cells.h"
 
 #include <atomic>
 #include <cstddef>
@@ -76,7 +77,7 @@ using packed_runs = std::map<int64_t, std::vector<packed_head>>; // heads, by th
 class cache_tensor {
   public:
     cache_tensor(const host::tensor & declared, void * address, size_t bytes, const policy & wanted, page_arena & arena, head_rates & rates,
-                 eviction & evicted);
+                 eviction & evicted, recent_cells & recent);
     ~cache_tensor();
     cache_tensor(const cache_tensor &) = delete;
     cache_tensor & operator=(const cache_tensor &) = delete;
@@ -114,10 +115,10 @@ class cache_tensor {
     void expect(const std::vector<block_write> & writes);
     // The graph's cells of this stream end here: what lies beyond is not used by anybody.
     void trim(int64_t stream, int64_t cells);
-    // Whether blocks are full and old, with so many sequences at work in a stream; seal() seals them.
-    bool has_sealable(int64_t sequences) const { return !sealable(sequences, 1).empty(); }
-    std::vector<int64_t> sealable(int64_t sequences, size_t most) const; // blocks that seal() would seal, some of them
-    void seal(int64_t sequences);
+    // Whether blocks are full, and none of their cells is recent; seal() seals them.
+    bool has_sealable() const { return !sealable(1).empty(); }
+    std::vector<int64_t> sealable(size_t most) const; // blocks that seal() would seal, some of them
+    void seal();
 
     // --- rates of heads, known once attention has shown them
     int64_t d() const { return d_; }
@@ -125,7 +126,7 @@ class cache_tensor {
     int64_t rotation() const { return rotation_; } // of sealed pages: groups of so many; 0: none
     void set_codec(int64_t head, kv_codec codec); // of blocks sealed from now on
     head_rates & rates() const { return rates_; }
-    std::shared_ptr<const key_means> means_for(int64_t block) const; // of keys: the block's, its neighbours', or from its own rows
+    std::shared_ptr<const key_means> means_for(int64_t block) const; // of keys: the block's, those it had before it was saved, its neighbours', or from its own rows
     std::vector<float> turned_rows(int64_t block, int64_t head) const; // [64][d]: rows as sealed pages hold them, sealed pages as rows do
 
     attention_pages pages_of(int64_t stream, int64_t head) const { return {pages_.data() + (stream * heads_ + head) * blocks_a_stream_, d_, static_cast<int64_t>(row_bytes_)}; }
@@ -133,6 +134,7 @@ class cache_tensor {
 
     // --- eviction: runs of sealed blocks of which heads keep some cells
     eviction & evicted() const { return evicted_; }
+    recent_cells & recent() const { return recent_; }
     void pair_with(cache_tensor & other) { partner_ = &other, other.partner_ = this; } // keys and values of a layer: packed and unpacked together
     // The blocks of run number `run` (of attention_packing::max_blocks, counted from the start of the cache) but for those up to its last sinks.
     // False: some are not sealed, or packed already.
@@ -145,15 +147,18 @@ class cache_tensor {
 
   private:
     static constexpr int64_t block_cells = attention_block;
+    static constexpr size_t most_last_means = 8;
     static constexpr int64_t mean_blocks = 16; // neighbours share their means. Not all: positions turn keys, and their mean
     struct block {
         uint64_t written = 0; // bit c: cell c holds a row
         uint64_t sinks = 0;   // of these those that begin a sequence
-        uint64_t age = 0;     // rows written to the stream until the last of these
+        uint64_t decoded = 0; // of these those that were sealed with `means`
+        uint64_t retry = 0;   // rows of the stream before which it is not tried again
         bool sealed = false;
         bool opened = false;  // by open_share(), to be sealed again by seal_share(), or later when a graph ended between the two
         bool listed = false;  // in open_
         bool stuck = false;   // holds what no codec takes
+        bool restored = false; // by the host: rows may have been sealed before
         std::shared_ptr<const key_means> means; // of keys that were sealed, and may be again
     };
     struct stream {
@@ -161,7 +166,7 @@ class cache_tensor {
         int64_t top = 0;   // blocks from here on hold nothing
     };
     bool learn_heads(const host::tensor & t);
-    bool is_sealable(const block & b, int64_t sequences) const;
+    bool is_sealable(int64_t block) const;
     int64_t stream_of(int64_t block) const { return block / blocks_a_stream_; }
     uint8_t * rows_of(int64_t block) const { return reinterpret_cast<uint8_t *>(address_) + static_cast<size_t>(block * block_cells) * row_bytes_; }
     attention_page & page(int64_t block, int64_t head);
@@ -172,6 +177,9 @@ class cache_tensor {
     void make_writable(int64_t block, bool all_of_it);
     void note_write(const block_write & w);
     void list(int64_t block); // in open_
+    std::shared_ptr<const key_means> means_of_rows(int64_t block) const;
+    double loss_with(const key_means & means, const std::vector<float> & rows) const; // of the first head's turned rows, in its codec
+    void remember(const std::shared_ptr<const key_means> & means);
     bool encode_block(int64_t block, const key_means * means, std::vector<attention_page> & sealed) const;
     bool seal_block(int64_t block);
     void show_rows(int64_t block); // in the table of pages
@@ -203,6 +211,7 @@ class cache_tensor {
     page_arena & arena_;
     head_rates & rates_;
     eviction & evicted_;
+    recent_cells & recent_;
     cache_tensor * partner_ = nullptr;
     bool whole_blocks_; // no block has cells of two streams
     bool plain_;        // rows for good
@@ -215,6 +224,9 @@ class cache_tensor {
     std::vector<block> blocks_;
     std::vector<stream> streams_;
     packed_runs runs_;
+    std::vector<std::shared_ptr<const key_means>> last_means_; // that were used, the newest last
+    uint64_t restored_sequence_ = 0; // that the host wrote to last
+    int64_t rows_restored_ = 0;      // of that sequence
     std::vector<int32_t> open_;                 // blocks that hold rows and may be sealed some day
     std::atomic<bool> any_opened_{false};       // since list_opened()
 };
@@ -222,7 +234,7 @@ class cache_tensor {
 // The cache tensors of one buffer.
 class store {
   public:
-    explicit store(const policy & wanted) : policy_(wanted), rates_(wanted), evicted_(wanted) {}
+    explicit store(const policy & wanted) : policy_(wanted), rates_(wanted), evicted_(wanted), recent_(wanted.window) {}
     void add(const host::tensor & declared, void * address, size_t bytes);
     void sort(); // after the last add()
     cache_tensor * find(uintptr_t address);
@@ -233,6 +245,7 @@ class store {
     page_arena arena_;
     head_rates rates_;
     eviction evicted_;
+    recent_cells recent_;
     std::vector<std::unique_ptr<cache_tensor>> caches_; // sorted by address
 };
 

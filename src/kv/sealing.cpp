@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <new>
 
 namespace alloy::kv {
@@ -72,12 +73,25 @@ void key_means::add(int64_t head, float times, std::vector<float> & rows) const 
 key_means::~key_means() { uncount(counter::kv_live_bytes, values.size() * sizeof(float)); }
 
 // Keys of a head have much in common, which no query can tell apart: softmax does not change when all logits move alike. What is left without it
-// needs smaller steps. A block's means stay when it is opened, so that rows sealed again find their codes.
+// needs smaller steps. Rows that are sealed again find their codes where they find their means: a block's stay when it is opened, and of rows that
+// were saved and restored, in whatever cells, the codec's loss tells which means they lacked.
 std::shared_ptr<const key_means> cache_tensor::means_for(int64_t block) const {
-    if (const auto & own = blocks_[static_cast<size_t>(block)].means; own != nullptr) return own;
+    const auto & here = blocks_[static_cast<size_t>(block)];
+    if (here.means != nullptr && (!here.restored || here.opened)) return here.means;
     const auto first = blocks_.begin() + block / mean_blocks * mean_blocks, end = std::min(first + mean_blocks, blocks_.end());
     const auto known = std::find_if(first, end, [](const struct block & b) { return b.means != nullptr; });
-    if (known != end) return known->means;
+    std::shared_ptr<const key_means> best = here.means != nullptr ? here.means : known != end ? known->means : means_of_rows(block);
+    if (!here.restored) return best;
+    const std::vector<float> rows = turned_rows(block, 0);
+    double least = loss_with(*best, rows);
+    for (const auto & means : last_means_) {
+        const double loss = loss_with(*means, rows);
+        if (loss < least) best = means, least = loss;
+    }
+    return best;
+}
+
+std::shared_ptr<const key_means> cache_tensor::means_of_rows(int64_t block) const {
     std::vector<float> means(static_cast<size_t>(heads_ * d_));
     for (int64_t head = 0; head < heads_; head++) {
         const std::vector<float> rows = turned_rows(block, head);
@@ -85,6 +99,26 @@ std::shared_ptr<const key_means> cache_tensor::means_for(int64_t block) const {
         for (int64_t i = 0; i < block_cells * d_; i++) mean[i % d_] += rows[static_cast<size_t>(i)] / block_cells;
     }
     return std::make_shared<const key_means>(std::move(means), d_);
+}
+
+double cache_tensor::loss_with(const key_means & means, const std::vector<float> & rows) const {
+    std::vector<float> wanted = rows, decoded(rows.size());
+    means.add(0, -1, wanted);
+    const kv_codec codec = codecs_[0];
+    std::vector<uint8_t> page(static_cast<size_t>(kv_codec_page_bytes(codec, d_)));
+    if (!find_encode(codec)({wanted.data(), d_ * static_cast<int64_t>(sizeof(float)), d_, page.data()})) return std::numeric_limits<double>::infinity();
+    const attention_cells * cells = find_attention(cell_type_of_codec(codec));
+    cells->expand(page.data(), cell_row_bytes(cells->type, d_), block_cells, d_, decoded.data());
+    double loss = 0;
+    for (size_t i = 0; i < rows.size(); i++) loss += static_cast<double>(wanted[i] - decoded[i]) * (wanted[i] - decoded[i]);
+    return loss;
+}
+
+void cache_tensor::remember(const std::shared_ptr<const key_means> & means) {
+    const auto known = std::find(last_means_.begin(), last_means_.end(), means);
+    if (known != last_means_.end()) last_means_.erase(known);
+    if (last_means_.size() == most_last_means) last_means_.erase(last_means_.begin());
+    last_means_.push_back(means);
 }
 
 // One page a head. False: a row is not finite. Throws std::bad_alloc.
@@ -102,19 +136,19 @@ bool cache_tensor::encode_block(int64_t block, const key_means * means, std::vec
     return true;
 }
 
-// False: nothing is changed. Rows that are not finite are stuck until they are written again; where memory is short, the block counts as written now,
-// and is tried again later.
+// False: nothing is changed. Rows that are not finite are stuck until they are written again; where memory is short, the block is tried again
+// when as many rows were written as are recent.
 bool cache_tensor::seal_block(int64_t block) {
     auto & here = blocks_[static_cast<size_t>(block)];
     std::vector<attention_page> sealed;
     std::shared_ptr<const key_means> means = here.means;
     bool done = false;
     try {
-        if (!name_.is_value) means = means_for(block);
+        if (!name_.is_value && (means = means_for(block)) != here.means) remember(means);
         done = encode_block(block, means.get(), sealed);
         here.stuck = !done;
     } catch (const std::bad_alloc &) {
-        here.age = streams_[static_cast<size_t>(stream_of(block))].rows;
+        here.retry = streams_[static_cast<size_t>(stream_of(block))].rows + static_cast<uint64_t>(policy_.window);
     }
     if (!done) {
         give_back(sealed);
@@ -122,6 +156,7 @@ bool cache_tensor::seal_block(int64_t block) {
         return false;
     }
     here.means = std::move(means);
+    here.decoded = ~uint64_t{0};
     show_sealed(block, sealed);
     drop_rows(block);
     count(counter::kv_sealed_pages, sealed.size());
@@ -183,7 +218,9 @@ bool cache_tensor::copy_pages(const cache_tensor & source, int64_t from, int64_t
         std::memcpy(copy, p.data, bytes);
         copies.push_back({copy, p.cells, nullptr, p.mean});
     }
-    blocks_[static_cast<size_t>(to)].means = source.blocks_[static_cast<size_t>(from)].means;
+    auto & copied = blocks_[static_cast<size_t>(to)];
+    copied.means = source.blocks_[static_cast<size_t>(from)].means;
+    copied.decoded = ~uint64_t{0};
     show_sealed(to, copies);
     return true;
 }

@@ -33,7 +33,7 @@ class KvEviction : public ::testing::Test {
         for (cache_scene * s : {keys.get(), values.get()}) {
             s->view();
             s->set_rows(0, s->random_rows(cells, engine), sinks);
-            s->cache->seal(1);
+            s->cache->seal();
         }
     }
     // What the tokens after the first run saw: all but cells `hot` got next to nothing, in head 0; in head 1 each cell got its share.
@@ -134,7 +134,7 @@ TEST_F(KvEviction, NothingLeavesBeforeAllObserversWereSeenOrBlocksAreSealed) {
     EXPECT_EQ(evicted_rows(), 0u); // the last block is not full
     for (cache_scene * s : {keys.get(), values.get()}) {
         s->set_rows(run_cells - 1, s->random_rows(1 + 2 * block, engine));
-        s->cache->seal(1);
+        s->cache->seal();
     }
     evicted->expect(*keys->cache, {{attention_packing::max_blocks - 1, uint64_t{1} << 63, 0}}); // of the run itself
     kv::attention_sample hidden = sample({1});
@@ -197,7 +197,7 @@ TEST_F(KvEviction, WritesUnpackTheRunOfKeysAndValues) {
         EXPECT_EQ(packing(0, 0, *values), nullptr);
         EXPECT_EQ(std::memcmp(keys->rows_of(3), fresh.data(), fresh.size()), 0);
         for (int64_t b = 0; b < attention_packing::max_blocks; b++) EXPECT_FALSE(keys->is_sealed(b) || values->is_sealed(b)) << b;
-        values->cache->seal(1);
+        values->cache->seal();
         EXPECT_EQ(row_of_head(*values, 1, 0), kept);
     }
 }
@@ -225,7 +225,7 @@ TEST_F(KvEviction, CopiesAndPlainCachesHaveEveryCell) {
     const std::vector<float> kept = row_of_head(*keys, 1, 0);
     ASSERT_TRUE(keys->cache->copy_from(*keys->cache, 0, shape.bytes() / 2, shape.bytes() / 2));
     EXPECT_EQ(packing(attention_packing::max_blocks, 0, *keys), nullptr);
-    keys->cache->seal(1);
+    keys->cache->seal();
     EXPECT_EQ(row_of_head(*keys, run_cells + 1, 0), kept);
     keys->cache->keep_plain("test");
     EXPECT_EQ(values->view().of(0, 0).pages[0].packing, nullptr);

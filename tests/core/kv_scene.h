@@ -66,7 +66,7 @@ class cache_scene {
 
     cache_scene(const cache_shape & s, const kv::policy & p, bool values = false, kv::page_arena * shared = nullptr,
                 kv::eviction * evicted = nullptr)
-        : shape(s), arena_(shared != nullptr ? *shared : own_arena_), evicted_(evicted != nullptr ? *evicted : none_evicted_) {
+        : shape(s), arena_(shared != nullptr ? *shared : own_arena_), evicted_(evicted != nullptr ? *evicted : none_evicted_), recent_(p.window) {
         std::snprintf(declared_.name, sizeof(declared_.name), "cache_%c_l0", values ? 'v' : 'k');
         declared_.type = s.type;
         const int64_t ne[] = {s.d * s.heads, s.cells, s.streams, 1};
@@ -77,7 +77,7 @@ class cache_scene {
         mapped_ = (s.bytes() + os::page_bytes() - 1) / os::page_bytes() * os::page_bytes();
         rows_ = static_cast<uint8_t *>(mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
         declared_.data = rows_;
-        cache = std::make_unique<kv::cache_tensor>(declared_, rows_, s.bytes(), p, arena_, rates_, evicted_);
+        cache = std::make_unique<kv::cache_tensor>(declared_, rows_, s.bytes(), p, arena_, rates_, evicted_, recent_);
     }
     ~cache_scene() {
         cache.reset();
@@ -136,8 +136,8 @@ class cache_scene {
         return x;
     }
 
-    // What SET_ROWS does with these cells of the whole tensor: the store is told first.
-    void set_rows(const std::vector<int64_t> & cells, const bytes_t & rows, int64_t sinks = 0) {
+    // What SET_ROWS does with these cells of the whole tensor, for tokens at these positions: the store is told first.
+    void set_rows(const std::vector<int64_t> & cells, const bytes_t & rows, int64_t sinks = 0, const int32_t * positions = nullptr) {
         std::vector<kv::block_write> writes;
         for (size_t i = 0; i < cells.size(); i++) {
             const int64_t b = cells[i] / block;
@@ -147,6 +147,7 @@ class cache_scene {
             if (static_cast<int64_t>(i) < sinks) w->sinks |= uint64_t{1} << cells[i] % block;
         }
         cache->expect(writes);
+        recent_.write(cells, positions);
         for (size_t i = 0; i < cells.size(); i++) std::memcpy(row(cells[i]), rows.data() + i * shape.row_bytes(), shape.row_bytes());
     }
     void set_rows(int64_t first, const bytes_t & rows, int64_t sinks = 0) {
@@ -231,6 +232,7 @@ class cache_scene {
     kv::head_rates rates_{kv::policy{}};
     kv::eviction none_evicted_{kv::policy{}};
     kv::eviction & evicted_;
+    kv::recent_cells recent_;
     host::tensor declared_{};
     uint8_t * rows_ = nullptr;
     size_t mapped_ = 0;

@@ -161,10 +161,10 @@ TEST_F(Kv, RowsComeBackWithinTheCodecsError) {
             s.set_rows(0, rows);
             EXPECT_EQ(s.read_all(), rows);
             EXPECT_EQ(live(), shape.bytes());
-            ASSERT_TRUE(s.cache->has_sealable(1));
-            s.cache->seal(1);
+            ASSERT_TRUE(s.cache->has_sealable());
+            s.cache->seal();
             EXPECT_EQ(s.num_sealed(), shape.blocks());
-            EXPECT_FALSE(s.cache->has_sealable(1));
+            EXPECT_FALSE(s.cache->has_sealable());
             const double loss = s.loss(rows, s.read_all());
             EXPECT_LE(loss, loss_of(codec));
             s.check_view();
@@ -181,36 +181,58 @@ TEST_F(Kv, RowsComeBackWithinTheCodecsError) {
 
 TEST_F(Kv, OnlyFullOldBlocksWithoutSinksAreSealed) {
     cache_scene s({host::type_f16, 64, 1, 512, 1}, sealing(kv_codec::i8, 100));
-    EXPECT_FALSE(s.cache->has_sealable(1));
+    EXPECT_FALSE(s.cache->has_sealable());
     s.set_rows(0, s.random_rows(300, engine), kv::sink_positions);
-    EXPECT_FALSE(s.cache->has_sealable(1)); // heads are not known
+    EXPECT_FALSE(s.cache->has_sealable()); // heads are not known
     s.view();
-    s.cache->seal(1);
+    s.cache->seal();
     for (int64_t b = 0; b < 8; b++) EXPECT_EQ(s.is_sealed(b), b >= 1 && b <= 2) << b; // 0: sinks; 3: 44 rows old
     s.set_rows(300, s.random_rows(55, engine));
-    EXPECT_FALSE(s.cache->has_sealable(1)); // 99 old
+    EXPECT_FALSE(s.cache->has_sealable()); // 99 old
     s.set_rows(355, s.random_rows(1, engine));
-    EXPECT_FALSE(s.cache->has_sealable(2));
-    EXPECT_TRUE(s.cache->has_sealable(1));
-    s.cache->seal(1);
+    EXPECT_TRUE(s.cache->has_sealable());
+    s.cache->seal();
     EXPECT_TRUE(s.is_sealed(3));
     s.set_rows(0, s.random_rows(64, engine)); // no sinks any more
     s.set_rows(356, s.random_rows(100, engine));
-    s.cache->seal(1);
+    s.cache->seal();
     EXPECT_TRUE(s.is_sealed(0));
 }
 
-TEST_F(Kv, WindowGrowsWithTheSequences) {
+TEST_F(Kv, EachSequenceKeepsItsRecentRows) {
     cache_scene s({host::type_f16, 64, 1, 512, 1}, sealing(kv_codec::i8, 64));
     s.view();
-    s.set_rows(0, s.random_rows(64 + 3 * 64 - 1, engine));
-    EXPECT_FALSE(s.cache->has_sealable(3));
-    s.set_rows(255, s.random_rows(1, engine));
-    EXPECT_TRUE(s.cache->has_sealable(3));
-    s.cache->seal(3);
-    EXPECT_EQ(s.num_sealed(), 1);
-    s.cache->seal(1);
-    EXPECT_EQ(s.num_sealed(), 3);
+    std::vector<int64_t> cells(256);
+    std::vector<int32_t> positions(256);
+    for (size_t i = 0; i < cells.size(); i++) cells[i] = static_cast<int64_t>(i), positions[i] = static_cast<int32_t>(i % 128); // two of 128 tokens
+    s.set_rows(cells, s.random_rows(256, engine), 0, positions.data());
+    s.cache->seal();
+    for (int64_t b = 0; b < 4; b++) EXPECT_EQ(s.is_sealed(b), b % 2 == 0) << b;
+    for (int64_t i = 0; i < 200; i++) { // one rests
+        const auto position = static_cast<int32_t>(128 + i);
+        s.set_rows({256 + i}, s.random_rows(1, engine), 0, &position);
+    }
+    s.cache->seal();
+    EXPECT_EQ(s.is_sealed(1) + s.is_sealed(3), 1);
+}
+
+// As a state comes back into cells that others left: row after row, in places.
+TEST_F(Kv, RestoredRowsKeepTheirSinksAndTheirRecentOnes) {
+    const cache_shape shape{host::type_f16, 64, 1, 512, 1};
+    cache_scene s(shape, sealing(kv_codec::n5, 64));
+    s.view();
+    s.set_rows(0, s.random_rows(512, engine));
+    s.cache->seal();
+    EXPECT_EQ(s.num_sealed(), 7);
+    const bytes_t rows = s.random_rows(256, engine);
+    const auto restore = [&](int64_t first, int64_t at) {
+        const auto * row = rows.data() + static_cast<size_t>(first) * shape.row_bytes();
+        s.write(static_cast<size_t>(at) * shape.row_bytes(), bytes_t(row, row + shape.row_bytes()));
+    };
+    for (int64_t i = 0; i < 256; i++) restore(i, i < 4 ? 60 + i : 64 + i); // the sinks lie by themselves
+    s.cache->seal();
+    for (int64_t b = 0; b < 5; b++) EXPECT_EQ(s.is_sealed(b), b == 1 || b == 2 || b == 3) << b;
+    EXPECT_EQ(s.read(60 * shape.row_bytes(), 4 * shape.row_bytes()), bytes_t(rows.begin(), rows.begin() + 4 * static_cast<ptrdiff_t>(shape.row_bytes())));
 }
 
 TEST_F(Kv, StreamsAgeByThemselves) {
@@ -218,7 +240,7 @@ TEST_F(Kv, StreamsAgeByThemselves) {
     s.view();
     s.set_rows(128, s.random_rows(128, engine));
     s.set_rows(0, s.random_rows(64, engine));
-    s.cache->seal(1);
+    s.cache->seal();
     EXPECT_FALSE(s.is_sealed(0));
     EXPECT_TRUE(s.is_sealed(2));
     EXPECT_FALSE(s.is_sealed(3));
@@ -230,7 +252,7 @@ TEST_F(Kv, WritesToASealedBlockDropOrOpenIt) {
         cache_scene s(shape, sealing(kv_codec::n4));
         s.view();
         s.set_rows(0, s.random_rows(256, engine));
-        s.cache->seal(1);
+        s.cache->seal();
         const uint64_t opened = value_of(counter::kv_opened_pages);
         const bytes_t before = s.read(0, 4 * shape.block_bytes());
         const bytes_t whole = s.random_rows(64, engine), part = s.random_rows(3, engine);
@@ -246,7 +268,7 @@ TEST_F(Kv, WritesToASealedBlockDropOrOpenIt) {
         EXPECT_FALSE(s.is_sealed(1));
         EXPECT_FALSE(s.is_sealed(2));
         EXPECT_TRUE(s.is_sealed(3));
-        s.cache->seal(1);
+        s.cache->seal();
         EXPECT_EQ(s.num_sealed(), 4);
         // Cells that were not written keep their codes.
         const bytes_t after = s.read(0, 4 * shape.block_bytes());
@@ -263,7 +285,7 @@ TEST_F(Kv, ByteRangesThatCutRowsAreWritten) {
         cache_scene s({host::type_f16, 64, 2, 256, 1}, p);
         s.view();
         s.set_rows(0, s.random_rows(256, engine));
-        s.cache->seal(1);
+        s.cache->seal();
         bytes_t wanted = s.read_all();
         for (const auto & [offset, bytes] : {std::pair<size_t, size_t>{256 * 64 - 6, 12}, {2, 2}, {256 * 10 + 2, 256 * 100}, {256 * 256 - 2, 2}}) {
             const bytes_t numbers = s.random_rows(1 + static_cast<int64_t>(bytes / 256), engine);
@@ -289,7 +311,7 @@ TEST_F(Kv, SealingAgainChangesNothing) {
             cache_scene s(shape, sealing(codec));
             s.view();
             s.set_rows(0, s.random_rows(shape.cells * shape.streams, engine));
-            s.cache->seal(1);
+            s.cache->seal();
             bytes_t first = s.read_all();
             for (int cycle = 0; cycle < (shape.type == type_q8_0 ? 4 : 20); cycle++) {
                 s.cache->open_share(0, 1);
@@ -314,7 +336,7 @@ TEST_F(Kv, RestoringIntoOtherCellsChangesNothing) {
             b.view();
             keys.view();
             a.set_rows(0, a.random_rows(shape.cells, engine));
-            a.cache->seal(1);
+            a.cache->seal();
             const size_t row = shape.row_bytes(), rows = static_cast<size_t>(shape.cells) - 40;
             const bytes_t saved = a.read(0, rows * row);
             for (const size_t shift : {1, 17, 40}) {
@@ -345,7 +367,7 @@ TEST_F(Kv, RestoringKeysIntoTheirCellsChangesTheirMeanAtMost) {
             if (i % shape.d < 2) std::memcpy(rows.data() + 2 * i, common + i % 2, 2);
         }
         a.set_rows(0, rows, kv::sink_positions);
-        a.cache->seal(1);
+        a.cache->seal();
         const bytes_t saved = a.read_all();
         EXPECT_LE(a.loss(rows, saved), loss_of(codec) * 0.7); // of rows with 1.8 times the energy
         b.write(0, saved);
@@ -358,6 +380,37 @@ TEST_F(Kv, RestoringKeysIntoTheirCellsChangesTheirMeanAtMost) {
     }
 }
 
+// A server moves the states of its slots about; neighbours there have other means.
+TEST_F(Kv, KeysThatMoveFromCellToCellKeepTheirCodes) {
+    const cache_shape shape{host::type_f16, 64, 2, 4096, 1};
+    const size_t row = shape.row_bytes();
+    for (const kv_codec codec : codecs) {
+        SCOPED_TRACE(traits_of_codecs[static_cast<int>(codec)].name);
+        cache_scene s(shape, sealing(codec));
+        s.view();
+        const auto rows_around = [&](uint16_t common, int64_t n) {
+            bytes_t rows = s.random_rows(n, engine);
+            for (int64_t i = 0; i < n * shape.d * shape.heads; i += 8) std::memcpy(rows.data() + 2 * i, &common, 2);
+            return rows;
+        };
+        s.set_rows(0, rows_around(0xC600, shape.cells)); // -6
+        s.cache->seal();
+        const bytes_t rows = rows_around(0x4400, 512); // 4
+        s.set_rows(0, rows);
+        s.cache->seal();
+        const bytes_t saved = s.read(0, rows.size());
+        EXPECT_GT(s.loss(rows, saved), loss_of(codec) / 8);
+        bytes_t moved = saved;
+        for (size_t i = 1; i <= 10; i++) {
+            const size_t to = 320 * i * row; // whole blocks: those that others share cannot have the means of both
+            s.write(to, moved);
+            s.cache->seal();
+            moved = s.read(to, moved.size());
+        }
+        EXPECT_LE(s.loss(saved, moved), loss_of(codec) / 16);
+    }
+}
+
 TEST_F(Kv, RestoredSequencesKeepTheirSinks) {
     cache_scene s({host::type_f16, 64, 1, 512, 1}, sealing(kv_codec::i8));
     s.view();
@@ -367,6 +420,7 @@ TEST_F(Kv, RestoredSequencesKeepTheirSinks) {
     for (int64_t b = 1; b < 4; b++) EXPECT_TRUE(s.is_sealed(b)) << b;
     for (int64_t cell = 256; cell < 512; cell += 8) s.write(static_cast<size_t>(cell) * row, s.random_rows(8, engine)); // pieces of a sequence
     for (int64_t b = 4; b < 8; b++) EXPECT_TRUE(s.is_sealed(b)) << b;
+    s.set_rows(511, s.random_rows(1, engine));     // a graph: what follows is of another sequence
     s.write(62 * row, s.random_rows(100, engine)); // 62, 63 in block 0; 64, 65 in block 1
     EXPECT_FALSE(s.is_sealed(0));
     EXPECT_FALSE(s.is_sealed(1));
@@ -390,15 +444,15 @@ TEST_F(Kv, RowsThatAreNotFiniteStayAsTheyAre) {
         std::memcpy(rows.data() + 100 * 256 + 130, &bits, 2); // the second head
         const uint64_t unsealable = value_of(counter::kv_unsealable_blocks);
         s.set_rows(0, rows);
-        s.cache->seal(1);
+        s.cache->seal();
         EXPECT_EQ(s.num_sealed(), 3);
         EXPECT_FALSE(s.is_sealed(1));
         EXPECT_EQ(s.read_block(1), bytes_t(rows.begin() + 64 * 256, rows.begin() + 128 * 256));
         EXPECT_EQ(value_of(counter::kv_unsealable_blocks), unsealable + 1);
-        EXPECT_FALSE(s.cache->has_sealable(1)); // not tried again and again
+        EXPECT_FALSE(s.cache->has_sealable()); // not tried again and again
         s.check_view();
         s.set_rows(100, s.random_rows(1, engine));
-        s.cache->seal(1);
+        s.cache->seal();
         EXPECT_EQ(s.num_sealed(), 4);
     }
 }
@@ -410,8 +464,8 @@ TEST_F(Kv, HeadsThatNoCodecFitsStayRows) {
         s.set_rows(0, rows);
         EXPECT_FALSE(s.view().may_be_sealed);
         EXPECT_TRUE(s.cache->is_plain());
-        EXPECT_FALSE(s.cache->has_sealable(1));
-        s.cache->seal(1);
+        EXPECT_FALSE(s.cache->has_sealable());
+        s.cache->seal();
         EXPECT_EQ(s.read_all(), rows);
     }
     cache_scene odd({host::type_f16, 64, 1, 100, 1}, sealing(kv_codec::i8)); // no whole blocks
@@ -431,7 +485,7 @@ TEST_F(Kv, ViewsThatEndWithinABlockAreReadAsRows) {
     cache_scene s({host::type_f16, 64, 2, 256, 1}, sealing(kv_codec::i8));
     s.view();
     s.set_rows(0, s.random_rows(256, engine));
-    s.cache->seal(1);
+    s.cache->seal();
     const kv::kv_view v = s.cache->view(s.heads(100)); // kernels read sealed pages as a whole
     EXPECT_FALSE(v.may_be_sealed);
     EXPECT_EQ(v.cells, 100);
@@ -441,7 +495,7 @@ TEST_F(Kv, AnotherViewOfTheHeadsMakesItPlain) {
     cache_scene s({host::type_f16, 64, 2, 256, 1}, sealing(kv_codec::i8));
     const kv::kv_view before = s.view();
     s.set_rows(0, s.random_rows(256, engine));
-    s.cache->seal(1);
+    s.cache->seal();
     const bytes_t rows = s.read_all();
     host::tensor other = s.heads(256);
     other.ne[0] = 128, other.ne[2] = 1;
@@ -456,7 +510,7 @@ TEST_F(Kv, PlainCachesHoldTheirRows) {
         cache_scene s(shape, sealing(kv_codec::n5));
         s.view();
         s.set_rows(0, s.random_rows(shape.cells * shape.streams, engine));
-        s.cache->seal(1);
+        s.cache->seal();
         const bytes_t rows = s.read_all();
         s.cache->keep_plain("test");
         EXPECT_EQ(std::memcmp(s.rows_of(0), rows.data(), rows.size()), 0);
@@ -464,7 +518,7 @@ TEST_F(Kv, PlainCachesHoldTheirRows) {
         EXPECT_EQ(live(), shape.bytes());
         EXPECT_EQ(sealed(), 0u);
         s.set_rows(0, s.random_rows(64, engine));
-        EXPECT_FALSE(s.cache->has_sealable(1));
+        EXPECT_FALSE(s.cache->has_sealable());
         s.cache->open_share(0, 1);
         s.cache->seal_share(0, 1);
         EXPECT_EQ(s.num_sealed(), 0);
@@ -476,12 +530,12 @@ TEST_F(Kv, OpenedCachesThatWereNotClosedAreSealedLater) {
     cache_scene s(shapes[0], sealing(kv_codec::i8));
     s.view();
     s.set_rows(0, s.random_rows(512, engine));
-    s.cache->seal(1);
+    s.cache->seal();
     const bytes_t rows = s.read_all();
     s.cache->open_share(0, 1);
     EXPECT_EQ(s.read_all(), rows);
     s.set_rows(0, bytes_t(rows.begin(), rows.begin() + static_cast<std::ptrdiff_t>(s.shape.row_bytes())));
-    s.cache->seal(1);
+    s.cache->seal();
     EXPECT_EQ(s.num_sealed(), 8);
     EXPECT_EQ(s.read_all(), rows);
 }
@@ -490,7 +544,7 @@ TEST_F(Kv, OpenedCachesThatWereNotClosedMayBecomePlain) {
     cache_scene s(shapes[0], sealing(kv_codec::i8));
     s.view();
     s.set_rows(0, s.random_rows(512, engine));
-    s.cache->seal(1);
+    s.cache->seal();
     const bytes_t rows = s.read_all();
     s.cache->open_share(0, 1);
     s.cache->keep_plain("test");
@@ -506,7 +560,7 @@ TEST_F(Kv, ClearGivesEverythingBack) {
             cache_scene s(shape, p);
             s.view();
             s.set_rows(0, s.random_rows(shape.cells * shape.streams, engine));
-            s.cache->seal(1);
+            s.cache->seal();
             EXPECT_GT(live(), 0u);
             s.cache->clear();
             EXPECT_EQ(live(), 0u);
@@ -525,7 +579,7 @@ TEST_F(Kv, BlocksAreSealedAfterAClear) {
     s.set_rows(0, s.random_rows(128, engine));
     s.cache->clear();
     s.set_rows(0, s.random_rows(512, engine));
-    s.cache->seal(1);
+    s.cache->seal();
     EXPECT_EQ(s.num_sealed(), 6);
 }
 
@@ -535,7 +589,7 @@ TEST_F(Kv, TrimDropsWhatLiesBeyond) {
         cache_scene s(shape, sealing(kv_codec::n4, 64));
         s.view();
         s.set_rows(0, s.random_rows(shape.cells * shape.streams, engine));
-        s.cache->seal(1);
+        s.cache->seal();
         const bytes_t rows = s.read_all();
         const size_t kept = 128 * shape.row_bytes(), stream = static_cast<size_t>(shape.cells) * shape.row_bytes();
         s.cache->trim(0, 100); // cuts block 1, which stays
@@ -549,7 +603,7 @@ TEST_F(Kv, TrimDropsWhatLiesBeyond) {
         const bytes_t again = s.random_rows(shape.cells, engine);
         s.set_rows(0, again);
         EXPECT_EQ(s.read(0, stream), again);
-        s.cache->seal(1);
+        s.cache->seal();
         EXPECT_LE(s.loss(again, s.read(0, stream)), loss_of(kv_codec::n4) + 1e-3);
     }
 }
@@ -567,7 +621,7 @@ TEST_F(Kv, RaggedNeighboursKeepTheirRows) {
             for (int64_t b = 0; b < 8; b++) {
                 if (present >> b & 1) continue;
                 s.set_rows(b * 64, s.random_rows(64, engine));
-                s.cache->seal(1);
+                s.cache->seal();
                 ASSERT_TRUE(s.is_sealed(b));
             }
             for (int64_t b = 0; b < 8; b++) {
@@ -588,11 +642,11 @@ TEST_F(Kv, WholeBlocksAreCopiedAsTheyAre) {
         a.view();
         b.view();
         a.set_rows(0, a.random_rows(150, engine), kv::sink_positions); // sinks, sealed, part
-        a.cache->seal(1);
+        a.cache->seal();
         ASSERT_EQ(a.num_sealed(), 1);
         const bytes_t rows = a.read(0, 150 * shape.row_bytes());
         b.set_rows(0, b.random_rows(256, engine));
-        b.cache->seal(1);
+        b.cache->seal();
         ASSERT_TRUE(b.cache->copy_from(*a.cache, 0, 0, 4 * shape.block_bytes()));
         EXPECT_EQ(b.read(0, rows.size()), rows);
         EXPECT_FALSE(b.is_sealed(0));
@@ -602,7 +656,7 @@ TEST_F(Kv, WholeBlocksAreCopiedAsTheyAre) {
         a.cache->clear();
         EXPECT_EQ(b.read(0, rows.size()), rows);
         b.set_rows(150, b.random_rows(106, engine));
-        b.cache->seal(1);
+        b.cache->seal();
         EXPECT_FALSE(b.is_sealed(0)); // the sinks were copied too
         EXPECT_TRUE(b.is_sealed(2));
     }
@@ -617,7 +671,7 @@ TEST_F(Kv, CopiesWithinOneTensorMayOverlap) {
             cache_scene s(shape, p);
             s.view();
             s.set_rows(0, s.random_rows(450, engine));
-            s.cache->seal(1);
+            s.cache->seal();
             bytes_t wanted = s.read_all();
             std::memmove(wanted.data() + to, wanted.data() + from, bytes);
             ASSERT_TRUE(s.cache->copy_from(*s.cache, from, to, bytes));
@@ -635,7 +689,7 @@ TEST_F(Kv, CopiesGoFromStreamToStreamAndBetweenUnlikeCaches) {
     s.view();
     const bytes_t rows = s.random_rows(256, engine);
     s.set_rows(0, rows);
-    s.cache->seal(1);
+    s.cache->seal();
     const bytes_t kept = s.read(0, stream);
     ASSERT_TRUE(s.cache->copy_from(*s.cache, 0, 2 * stream, stream));
     EXPECT_EQ(s.read(2 * stream, stream), kept);
@@ -682,7 +736,7 @@ TEST_F(Kv, ThreadsShareOpeningAndSealing) {
             for (auto & t : threads) t.join();
         };
         together([&](int t) {
-            if (t < 2) (t == 0 ? keys : values).cache->seal(1);
+            if (t < 2) (t == 0 ? keys : values).cache->seal();
         });
         const bytes_t k = keys.read_all(), v = values.read_all();
         for (int i = 0; i < 3; i++) {
@@ -827,8 +881,7 @@ class KvProperty : public Kv {
                 for (int64_t b = (cells + block - 1) / block; b < shape.cells / block; b++) m.drop(stream * shape.cells / block + b);
                 what += "trim " + std::to_string(stream) + " to " + std::to_string(cells);
             } else if (act == 7) {
-                const auto sequences = static_cast<int64_t>(1 + up_to(3));
-                s.cache->seal(sequences);
+                s.cache->seal();
                 what += "seal";
             } else if (act == 8) {
                 const size_t unit = up_to(2) ? static_cast<size_t>(block) : 1, from_which = up_to(2);
