@@ -16,32 +16,26 @@ int64_t count_sequences(const host::tensor * positions, int64_t tokens) {
     return sequences;
 }
 
-std::vector<kv::block_write> blocks_of(const cache_write & write, const host::tensor * positions) {
-    constexpr int64_t cells = attention_block;
-    const int64_t rows = write.indices->ne[0];
-    const auto * index = static_cast<const int64_t *>(write.indices->data);
-    const auto * position = positions != nullptr && positions->ne[0] >= rows ? static_cast<const int32_t *>(positions->data) : nullptr;
-    std::vector<kv::block_write> blocks;
-    for (int64_t i = 0; i < rows; i++) {
-        const int64_t row = write.first_row + index[i], block = row / cells;
-        const uint64_t bit = uint64_t{1} << row % cells;
-        if (blocks.empty() || blocks.back().block != block) {
-            const auto seen = std::find_if(blocks.begin(), blocks.end(), [&](const kv::block_write & w) { return w.block == block; });
-            if (seen != blocks.end()) std::iter_swap(seen, std::prev(blocks.end()));
-            else blocks.push_back({block, 0, 0});
-        }
-        blocks.back().cells |= bit;
-        // Without positions the first cells of all are taken for the first tokens.
-        if (position != nullptr ? position[i] < kv::sink_positions : row < kv::sink_positions) blocks.back().sinks |= bit;
-    }
-    return blocks;
-}
-
 std::vector<int64_t> cells_of(const cache_write & w) {
     const auto * index = static_cast<const int64_t *>(w.indices->data);
     std::vector<int64_t> cells(index, index + w.indices->ne[0]);
     for (int64_t & cell : cells) cell += w.first_row;
     return cells;
+}
+
+std::vector<kv::block_write> blocks_of(const std::vector<int64_t> & rows) {
+    constexpr int64_t cells = attention_block;
+    std::vector<kv::block_write> blocks;
+    for (const int64_t row : rows) {
+        const int64_t block = row / cells;
+        if (blocks.empty() || blocks.back().block != block) {
+            const auto seen = std::find_if(blocks.begin(), blocks.end(), [&](const kv::block_write & w) { return w.block == block; });
+            if (seen != blocks.end()) std::iter_swap(seen, std::prev(blocks.end()));
+            else blocks.push_back({block, 0});
+        }
+        blocks.back().cells |= uint64_t{1} << row % cells;
+    }
+    return blocks;
 }
 
 // The tokens that observe the cells of a cache, of one sequence in one stream, whose tokens are all written.
@@ -59,6 +53,7 @@ bool cache_use::may_seal() const {
 void cache_use::prepare() {
     // All layers write the same cells.
     const cache_write * last = nullptr;
+    std::vector<int64_t> cells;
     std::vector<kv::block_write> blocks;
     int64_t streams = 1;
     for (const cache_read & r : reads) {
@@ -66,14 +61,19 @@ void cache_use::prepare() {
         for (int64_t s = 0; s < r.num_streams && r.cells >= 0; s++) r.cache->trim(r.first_stream + s, r.cells);
     }
     for (kv::cache_tensor * cache : opened) cache->unpack_all();
-    // Tokens of images have several positions each, of which the first says nothing of their order.
-    const bool is_text = positions != nullptr && !writes.empty() && positions->ne[0] == writes.front().indices->ne[0];
-    const auto * text_positions = is_text ? static_cast<const int32_t *>(positions->data) : nullptr;
     for (const cache_write & w : writes) {
-        if (last == nullptr || last->indices != w.indices || last->first_row != w.first_row) blocks = blocks_of(w, positions);
+        if (last == nullptr || last->indices != w.indices || last->first_row != w.first_row) {
+            cells = cells_of(w);
+            blocks = blocks_of(cells);
+        }
         last = &w;
         w.cache->expect(blocks);
-        if (w.cache->recent().is_led_by(w.cache)) w.cache->recent().write(cells_of(w), text_positions);
+        if (w.cache->exact().is_led_by(w.cache)) {
+            const auto rows = static_cast<int64_t>(cells.size());
+            const bool known = positions != nullptr && positions->ne[0] >= rows;
+            // Tokens of images have several positions, of which the first says nothing of their order.
+            w.cache->exact().write(cells, known ? static_cast<const int32_t *>(positions->data) : nullptr, known && positions->ne[0] == rows);
+        }
         if (!w.cache->name().is_value) w.cache->evicted().expect(*w.cache, blocks);
     }
     const int64_t sequences = writes.empty() ? 1 : count_sequences(positions, writes.front().indices->ne[0]);

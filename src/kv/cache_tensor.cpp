@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <string_view>
 
 namespace alloy::kv {
 namespace {
@@ -18,16 +19,16 @@ uint64_t bits(int64_t first, int64_t count) { return count >= 64 ? ~uint64_t{0} 
 } // namespace
 
 cache_tensor::cache_tensor(const host::tensor & declared, void * address, size_t bytes, const policy & wanted, page_arena & arena, head_rates & rates,
-                           eviction & evicted, recent_cells & recent)
+                           eviction & evicted, exact_cells & exact)
     : type_(declared.type), address_(reinterpret_cast<uintptr_t>(address)), bytes_(bytes), row_bytes_(declared.nb[1]),
       num_rows_(declared.ne[1] * declared.ne[2] * declared.ne[3]), blocks_a_stream_((declared.ne[1] + block_cells - 1) / block_cells), policy_(wanted),
-      arena_(arena), rates_(rates), evicted_(evicted), recent_(recent) {
+      arena_(arena), rates_(rates), evicted_(evicted), exact_(exact) {
     parse_cache_name(declared.name, name_);
     whole_blocks_ = declared.ne[1] % block_cells == 0 && row_bytes_ * static_cast<size_t>(num_rows_) == bytes;
     plain_ = !wanted.lossy || name_.is_side_cache || !whole_blocks_;
     streams_.resize(static_cast<size_t>(declared.ne[2] * declared.ne[3]));
     blocks_.resize(static_cast<size_t>(blocks_a_stream_) * streams_.size());
-    if (!plain_) recent_.cover(this, num_rows_, num_streams());
+    if (!plain_) exact_.cover(this, num_rows_, num_streams());
 }
 
 // Rows go with the buffer.
@@ -58,7 +59,6 @@ void cache_tensor::note_write(const block_write & w) {
     b.written |= w.cells;
     b.decoded &= ~w.cells;
     if (b.decoded == 0) b.means = nullptr;
-    b.sinks = (b.sinks & ~w.cells) | w.sinks;
     s.rows += static_cast<uint64_t>(std::popcount(w.cells));
     s.top = std::max(s.top, w.block % blocks_a_stream_ + 1);
     b.retry = 0;
@@ -100,23 +100,23 @@ void cache_tensor::expect(const std::vector<block_write> & writes) {
     }
 }
 
+// Of whole rows; of others none.
+std::vector<uint64_t> cache_tensor::hashes_of_rows(const void * data, size_t offset, size_t bytes) const {
+    std::vector<uint64_t> hashes(offset % row_bytes_ == 0 ? bytes / row_bytes_ : 0);
+    const auto * row = static_cast<const char *>(data);
+    for (size_t i = 0; i < hashes.size(); i++) hashes[i] = std::hash<std::string_view>{}({row + i * row_bytes_, row_bytes_});
+    return hashes;
+}
+
 void cache_tensor::write(const void * data, size_t offset, size_t bytes) {
-    const auto first_row = static_cast<int64_t>(offset / row_bytes_), rows_written = static_cast<int64_t>((offset + bytes - 1) / row_bytes_) - first_row + 1;
-    if (const uint64_t sequence = recent_.restored_sequence(this); sequence != restored_sequence_) {
-        restored_sequence_ = sequence;
-        rows_restored_ = 0;
-    }
-    int64_t sinks_left = std::max<int64_t>(0, sink_positions - rows_restored_);
-    rows_restored_ += rows_written;
-    if (recent_.is_led_by(this)) recent_.restore(first_row, rows_written);
+    const std::vector<uint64_t> hashes = exact_.is_led_by(this) ? hashes_of_rows(data, offset, bytes) : std::vector<uint64_t>();
+    exact_.restore(this, static_cast<int64_t>(offset / row_bytes_), hashes);
     each_block(offset, bytes, [&](int64_t block, int64_t first, int64_t rows, size_t at, size_t size) {
-        const int64_t sinks = std::min(rows, sinks_left);
-        sinks_left -= sinks;
         make_writable(block, size == block_bytes());
         std::memcpy(reinterpret_cast<void *>(address_ + at), static_cast<const uint8_t *>(data) + (at - offset), size);
-        note_write({block, bits(first, rows), bits(first, sinks)});
+        note_write({block, bits(first, rows)});
         blocks_[static_cast<size_t>(block)].restored = true;
-        if (has_sealable()) seal(); // block by block: a long state needs no more than it takes in the end
+        if (first + rows == block_cells && has_sealable()) seal(); // block by block: a long state needs no more than it takes in the end
     });
 }
 
@@ -124,7 +124,7 @@ void cache_tensor::fill(uint8_t value, size_t offset, size_t bytes) {
     each_block(offset, bytes, [&](int64_t block, int64_t first, int64_t rows, size_t at, size_t size) {
         make_writable(block, size == block_bytes());
         std::memset(reinterpret_cast<void *>(address_ + at), value, size);
-        note_write({block, bits(first, rows), 0});
+        note_write({block, bits(first, rows)});
     });
 }
 
@@ -132,6 +132,9 @@ void cache_tensor::read(void * data, size_t offset, size_t bytes) const {
     // Whoever restores them takes every cell for a token's own.
     if (!plain_) evicted_.refuse("the host saves the cells of this cache (llama-server: --cache-ram 0 keeps it from that)");
     read_rows(data, offset, bytes);
+    if (!exact_.is_led_by(this)) return;
+    const std::vector<uint64_t> hashes = hashes_of_rows(data, offset, bytes);
+    for (size_t i = 0; i < hashes.size(); i++) exact_.save(static_cast<int64_t>(offset / row_bytes_ + i), hashes[i]);
 }
 
 void cache_tensor::read_rows(void * data, size_t offset, size_t bytes) const {
@@ -184,14 +187,14 @@ bool cache_tensor::copy_from(const cache_tensor & source, size_t source_offset, 
         drop_block(to);
         const block & b = source.blocks_[static_cast<size_t>(from)];
         if (b.written == 0) return;
-        note_write({to, b.written, b.sinks});
+        note_write({to, b.written});
         if (!b.sealed || source.is_packed(from) || !copy_pages(source, from, to)) {
             if (b.sealed) source.decode_block(from, rows_of(to));
             else std::memcpy(rows_of(to), source.rows_of(from), block_bytes());
         }
     };
     const auto num_blocks = static_cast<int64_t>(bytes / block_bytes());
-    if (recent_.is_led_by(this) && &source == this) recent_.copy(from_block * block_cells, to_block * block_cells, num_blocks * block_cells);
+    if (exact_.is_led_by(this)) exact_.copy(source.exact_, from_block * block_cells, to_block * block_cells, num_blocks * block_cells);
     if (&source == this && to_block > from_block) { // ranges may meet, as memmove's
         for (int64_t i = num_blocks - 1; i >= 0; i--) copy(i);
     } else {
@@ -255,7 +258,7 @@ bool cache_tensor::learn_heads(const host::tensor & t) {
 void cache_tensor::trim(int64_t stream, int64_t cells) {
     if (!whole_blocks_ || unseen_) return;
     auto & s = streams_[static_cast<size_t>(stream)];
-    if (recent_.is_led_by(this)) recent_.forget_from(stream, cells);
+    if (exact_.is_led_by(this)) exact_.forget_from(stream, cells);
     const int64_t first = (cells + block_cells - 1) / block_cells, begin = stream * blocks_a_stream_ + first;
     if (first < s.top && is_packed(begin) && runs_.count(begin) == 0) unpack(begin); // it begins before
     runs_.erase(runs_.lower_bound(begin), runs_.lower_bound((stream + 1) * blocks_a_stream_));
@@ -265,8 +268,8 @@ void cache_tensor::trim(int64_t stream, int64_t cells) {
 
 bool cache_tensor::is_sealable(int64_t block) const {
     const auto & b = blocks_[static_cast<size_t>(block)];
-    return !b.sealed && b.written == ~uint64_t{0} && b.sinks == 0 && !b.stuck && b.retry <= streams_[static_cast<size_t>(stream_of(block))].rows &&
-           !recent_.has_any(block * block_cells, block_cells);
+    return !b.sealed && b.written == ~uint64_t{0} && !b.stuck && b.retry <= streams_[static_cast<size_t>(stream_of(block))].rows &&
+           !exact_.block_has(block);
 }
 
 std::vector<int64_t> cache_tensor::sealable(size_t most) const {

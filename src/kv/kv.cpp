@@ -40,7 +40,7 @@ kv_view plain_view(const host::tensor & t) {
 }
 
 void store::add(const host::tensor & declared, void * address, size_t bytes) {
-    caches_.push_back(std::make_unique<cache_tensor>(declared, address, bytes, policy_, arena_, rates_, evicted_, recent_));
+    caches_.push_back(std::make_unique<cache_tensor>(declared, address, bytes, policy_, arena_, rates_, evicted_, exact_));
 }
 
 void store::sort() {
@@ -57,7 +57,7 @@ cache_tensor * store::find(uintptr_t address) {
 void store::clear() {
     for (auto & c : caches_) c->clear();
     evicted_.forget();
-    recent_.clear();
+    exact_.clear();
 }
 
 } // namespace alloy::kv

@@ -7,10 +7,10 @@
 #include "host/abi_v3.h"
 #include "kernels/attention/attention.h"
 #include "kv/eviction.h"
+#include "kv/exact_cells.h"
 #include "kv/head_rates.h"
 #include "kv/page_arena.h"
 #include "kv/policy.h"
-#include "kv/recent_cells.h"
 
 #include <atomic>
 #include <cstddef>
@@ -52,7 +52,6 @@ kv_view plain_view(const host::tensor & t);
 struct block_write {
     int64_t block;   // of the whole tensor
     uint64_t cells;  // bit c: cell c
-    uint64_t sinks;  // of these
 };
 
 // What the keys of each head lack in sealed pages, [heads][d] in their transform; counted as live bytes.
@@ -77,7 +76,7 @@ using packed_runs = std::map<int64_t, std::vector<packed_head>>; // heads, by th
 class cache_tensor {
   public:
     cache_tensor(const host::tensor & declared, void * address, size_t bytes, const policy & wanted, page_arena & arena, head_rates & rates,
-                 eviction & evicted, recent_cells & recent);
+                 eviction & evicted, exact_cells & exact);
     ~cache_tensor();
     cache_tensor(const cache_tensor &) = delete;
     cache_tensor & operator=(const cache_tensor &) = delete;
@@ -115,7 +114,7 @@ class cache_tensor {
     void expect(const std::vector<block_write> & writes);
     // The graph's cells of this stream end here: what lies beyond is not used by anybody.
     void trim(int64_t stream, int64_t cells);
-    // Whether blocks are full, and none of their cells is recent; seal() seals them.
+    // Whether blocks are full, and none of their cells stays as it is; seal() seals them.
     bool has_sealable() const { return !sealable(1).empty(); }
     std::vector<int64_t> sealable(size_t most) const; // blocks that seal() would seal, some of them
     void seal();
@@ -134,7 +133,7 @@ class cache_tensor {
 
     // --- eviction: runs of sealed blocks of which heads keep some cells
     eviction & evicted() const { return evicted_; }
-    recent_cells & recent() const { return recent_; }
+    exact_cells & exact() const { return exact_; }
     void pair_with(cache_tensor & other) { partner_ = &other, other.partner_ = this; } // keys and values of a layer: packed and unpacked together
     // The blocks of run number `run` (of attention_packing::max_blocks, counted from the start of the cache) but for those up to its last sinks.
     // False: some are not sealed, or packed already.
@@ -151,7 +150,6 @@ class cache_tensor {
     static constexpr int64_t mean_blocks = 16; // neighbours share their means. Not all: positions turn keys, and their mean
     struct block {
         uint64_t written = 0; // bit c: cell c holds a row
-        uint64_t sinks = 0;   // of these those that begin a sequence
         uint64_t decoded = 0; // of these those that were sealed with `means`
         uint64_t retry = 0;   // rows of the stream before which it is not tried again
         bool sealed = false;
@@ -176,6 +174,7 @@ class cache_tensor {
     void show_codec(int64_t head, int number) const; // in the published map
     void make_writable(int64_t block, bool all_of_it);
     void note_write(const block_write & w);
+    std::vector<uint64_t> hashes_of_rows(const void * data, size_t offset, size_t bytes) const;
     void list(int64_t block); // in open_
     std::shared_ptr<const key_means> means_of_rows(int64_t block) const;
     double loss_with(const key_means & means, const std::vector<float> & rows) const; // of the first head's turned rows, in its codec
@@ -211,7 +210,7 @@ class cache_tensor {
     page_arena & arena_;
     head_rates & rates_;
     eviction & evicted_;
-    recent_cells & recent_;
+    exact_cells & exact_;
     cache_tensor * partner_ = nullptr;
     bool whole_blocks_; // no block has cells of two streams
     bool plain_;        // rows for good
@@ -225,8 +224,6 @@ class cache_tensor {
     std::vector<stream> streams_;
     packed_runs runs_;
     std::vector<std::shared_ptr<const key_means>> last_means_; // that were used, the newest last
-    uint64_t restored_sequence_ = 0; // that the host wrote to last
-    int64_t rows_restored_ = 0;      // of that sequence
     std::vector<int32_t> open_;                 // blocks that hold rows and may be sealed some day
     std::atomic<bool> any_opened_{false};       // since list_opened()
 };
@@ -234,7 +231,7 @@ class cache_tensor {
 // The cache tensors of one buffer.
 class store {
   public:
-    explicit store(const policy & wanted) : policy_(wanted), rates_(wanted), evicted_(wanted), recent_(wanted.window) {}
+    explicit store(const policy & wanted) : policy_(wanted), rates_(wanted), evicted_(wanted), exact_(wanted.window) {}
     void add(const host::tensor & declared, void * address, size_t bytes);
     void sort(); // after the last add()
     cache_tensor * find(uintptr_t address);
@@ -245,7 +242,7 @@ class store {
     page_arena arena_;
     head_rates rates_;
     eviction evicted_;
-    recent_cells recent_;
+    exact_cells exact_;
     std::vector<std::unique_ptr<cache_tensor>> caches_; // sorted by address
 };
 

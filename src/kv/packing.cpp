@@ -50,8 +50,8 @@ bool cache_tensor::find_sealed_run(int64_t run, int64_t & first, int64_t & num) 
     for (first = end; first > run * attention_packing::max_blocks; first--) {
         const block & b = blocks_[static_cast<size_t>(first - 1)];
         if (b.sealed && !is_packed(first - 1)) continue;
-        if (b.sealed || b.sinks == 0) return false; // packed already, or still to be sealed
-        break;                                      // sinks stay rows
+        if (b.sealed || !exact_.block_has_sink(first - 1)) return false; // packed already, or still to be sealed
+        break;                                                           // sinks stay rows
     }
     num = end - first;
     return num > 1;

@@ -7,9 +7,6 @@
 
 namespace alloy::kv {
 
-// Tokens at positions below this draw attention whatever they say (attention sinks). Their block is never sealed.
-constexpr int32_t sink_positions = 4;
-
 struct policy {
     bool lossy = false; // else rows stay as declared
     // The most recent cells of a sequence stay rows: together with the sinks they are worth about a bit of everything else.

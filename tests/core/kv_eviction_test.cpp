@@ -29,7 +29,7 @@ class KvEviction : public ::testing::Test {
         EXPECT_EQ(value_of(counter::kv_saved_bytes), saved_);
     }
 
-    void fill(int64_t cells, int64_t sinks = 0) {
+    void fill(int64_t cells, bool sinks = false) {
         for (cache_scene * s : {keys.get(), values.get()}) {
             s->view();
             s->set_rows(0, s->random_rows(cells, engine), sinks);
@@ -118,7 +118,7 @@ TEST_F(KvEviction, HeadsDropWholePagesOfWhatIsAttendedLeast) {
 }
 
 TEST_F(KvEviction, SinksStayAsRowsAndTheirBlockIsNoPartOfTheRun) {
-    fill(run_cells + 2 * block, 4);
+    fill(run_cells + 2 * block, true);
     evict({100});
     EXPECT_EQ(packing(0, 0, *keys), nullptr);
     ASSERT_NE(packing(1, 0, *keys), nullptr);
@@ -136,7 +136,7 @@ TEST_F(KvEviction, NothingLeavesBeforeAllObserversWereSeenOrBlocksAreSealed) {
         s->set_rows(run_cells - 1, s->random_rows(1 + 2 * block, engine));
         s->cache->seal();
     }
-    evicted->expect(*keys->cache, {{attention_packing::max_blocks - 1, uint64_t{1} << 63, 0}}); // of the run itself
+    evicted->expect(*keys->cache, {{attention_packing::max_blocks - 1, uint64_t{1} << 63}}); // of the run itself
     kv::attention_sample hidden = sample({1});
     hidden.sees_run[0] = 0; // a mask hides something from the first
     evicted->weigh(*keys->cache, *values->cache, hidden);
@@ -156,10 +156,10 @@ TEST_F(KvEviction, NothingLeavesThatWasObservedByACellThatIsWrittenAgain) {
     kv::attention_sample half = sample({1}), rest = half;
     half.sees_run.assign(half.sees_run.size(), 0);
     for (int64_t head = 0; head < 4; head++) std::fill_n(half.sees_run.begin() + head * observers, block, 1), std::fill_n(rest.sees_run.begin() + head * observers, block, 0);
-    evicted->expect(*keys->cache, {{attention_packing::max_blocks, ~uint64_t{0}, 0}}); // nothing has been observed yet
+    evicted->expect(*keys->cache, {{attention_packing::max_blocks, ~uint64_t{0}}}); // nothing has been observed yet
     evicted->weigh(*keys->cache, *values->cache, half);
-    evicted->expect(*keys->cache, {{attention_packing::max_blocks + 1, ~uint64_t{0}, 0}}); // that block has not observed anything
-    evicted->expect(*keys->cache, {{attention_packing::max_blocks, uint64_t{1} << 63, 0}});
+    evicted->expect(*keys->cache, {{attention_packing::max_blocks + 1, ~uint64_t{0}}}); // that block has not observed anything
+    evicted->expect(*keys->cache, {{attention_packing::max_blocks, uint64_t{1} << 63}});
     evicted->weigh(*keys->cache, *values->cache, rest);
     evicted->choose();
     evicted->evict(*keys->cache);

@@ -66,7 +66,7 @@ class cache_scene {
 
     cache_scene(const cache_shape & s, const kv::policy & p, bool values = false, kv::page_arena * shared = nullptr,
                 kv::eviction * evicted = nullptr)
-        : shape(s), arena_(shared != nullptr ? *shared : own_arena_), evicted_(evicted != nullptr ? *evicted : none_evicted_), recent_(p.window) {
+        : shape(s), arena_(shared != nullptr ? *shared : own_arena_), evicted_(evicted != nullptr ? *evicted : none_evicted_), exact_(p.window) {
         std::snprintf(declared_.name, sizeof(declared_.name), "cache_%c_l0", values ? 'v' : 'k');
         declared_.type = s.type;
         const int64_t ne[] = {s.d * s.heads, s.cells, s.streams, 1};
@@ -77,7 +77,7 @@ class cache_scene {
         mapped_ = (s.bytes() + os::page_bytes() - 1) / os::page_bytes() * os::page_bytes();
         rows_ = static_cast<uint8_t *>(mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
         declared_.data = rows_;
-        cache = std::make_unique<kv::cache_tensor>(declared_, rows_, s.bytes(), p, arena_, rates_, evicted_, recent_);
+        cache = std::make_unique<kv::cache_tensor>(declared_, rows_, s.bytes(), p, arena_, rates_, evicted_, exact_);
     }
     ~cache_scene() {
         cache.reset();
@@ -137,20 +137,25 @@ class cache_scene {
     }
 
     // What SET_ROWS does with these cells of the whole tensor, for tokens at these positions: the store is told first.
-    void set_rows(const std::vector<int64_t> & cells, const bytes_t & rows, int64_t sinks = 0, const int32_t * positions = nullptr) {
+    void set_rows(const std::vector<int64_t> & cells, const bytes_t & rows, const std::vector<int32_t> & positions) {
         std::vector<kv::block_write> writes;
-        for (size_t i = 0; i < cells.size(); i++) {
-            const int64_t b = cells[i] / block;
+        for (const int64_t cell : cells) {
+            const int64_t b = cell / block;
             auto w = std::find_if(writes.begin(), writes.end(), [&](const kv::block_write & x) { return x.block == b; });
-            if (w == writes.end()) w = writes.insert(writes.end(), {b, 0, 0});
-            w->cells |= uint64_t{1} << cells[i] % block;
-            if (static_cast<int64_t>(i) < sinks) w->sinks |= uint64_t{1} << cells[i] % block;
+            if (w == writes.end()) w = writes.insert(writes.end(), {b, 0});
+            w->cells |= uint64_t{1} << cell % block;
         }
         cache->expect(writes);
-        recent_.write(cells, positions);
+        exact_.write(cells, positions.data(), true);
         for (size_t i = 0; i < cells.size(); i++) std::memcpy(row(cells[i]), rows.data() + i * shape.row_bytes(), shape.row_bytes());
     }
-    void set_rows(int64_t first, const bytes_t & rows, int64_t sinks = 0) {
+    // Tokens at the positions of their cells, or without sinks further on.
+    void set_rows(const std::vector<int64_t> & cells, const bytes_t & rows, bool sinks = false) {
+        std::vector<int32_t> positions;
+        for (const int64_t cell : cells) positions.push_back(static_cast<int32_t>(cell % shape.cells) + (sinks ? 0 : kv::sink_positions));
+        set_rows(cells, rows, positions);
+    }
+    void set_rows(int64_t first, const bytes_t & rows, bool sinks = false) {
         std::vector<int64_t> cells(rows.size() / shape.row_bytes());
         for (size_t i = 0; i < cells.size(); i++) cells[i] = first + static_cast<int64_t>(i);
         set_rows(cells, rows, sinks);
@@ -232,7 +237,7 @@ class cache_scene {
     kv::head_rates rates_{kv::policy{}};
     kv::eviction none_evicted_{kv::policy{}};
     kv::eviction & evicted_;
-    kv::recent_cells recent_;
+    kv::exact_cells exact_;
     host::tensor declared_{};
     uint8_t * rows_ = nullptr;
     size_t mapped_ = 0;

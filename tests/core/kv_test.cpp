@@ -182,19 +182,19 @@ TEST_F(Kv, RowsComeBackWithinTheCodecsError) {
 TEST_F(Kv, OnlyFullOldBlocksWithoutSinksAreSealed) {
     cache_scene s({host::type_f16, 64, 1, 512, 1}, sealing(kv_codec::i8, 100));
     EXPECT_FALSE(s.cache->has_sealable());
-    s.set_rows(0, s.random_rows(300, engine), kv::sink_positions);
+    s.set_rows(0, s.random_rows(300, engine), true);
     EXPECT_FALSE(s.cache->has_sealable()); // heads are not known
     s.view();
     s.cache->seal();
     for (int64_t b = 0; b < 8; b++) EXPECT_EQ(s.is_sealed(b), b >= 1 && b <= 2) << b; // 0: sinks; 3: 44 rows old
-    s.set_rows(300, s.random_rows(55, engine));
+    s.set_rows(300, s.random_rows(55, engine), true);
     EXPECT_FALSE(s.cache->has_sealable()); // 99 old
-    s.set_rows(355, s.random_rows(1, engine));
+    s.set_rows(355, s.random_rows(1, engine), true);
     EXPECT_TRUE(s.cache->has_sealable());
     s.cache->seal();
     EXPECT_TRUE(s.is_sealed(3));
-    s.set_rows(0, s.random_rows(64, engine)); // no sinks any more
-    s.set_rows(356, s.random_rows(100, engine));
+    s.set_rows({0, 1, 2, 3}, s.random_rows(4, engine), {356, 357, 358, 359}); // no sinks any more
+    s.set_rows(360, s.random_rows(100, engine), true);
     s.cache->seal();
     EXPECT_TRUE(s.is_sealed(0));
 }
@@ -204,13 +204,12 @@ TEST_F(Kv, EachSequenceKeepsItsRecentRows) {
     s.view();
     std::vector<int64_t> cells(256);
     std::vector<int32_t> positions(256);
-    for (size_t i = 0; i < cells.size(); i++) cells[i] = static_cast<int64_t>(i), positions[i] = static_cast<int32_t>(i % 128); // two of 128 tokens
-    s.set_rows(cells, s.random_rows(256, engine), 0, positions.data());
+    for (size_t i = 0; i < cells.size(); i++) cells[i] = static_cast<int64_t>(i), positions[i] = static_cast<int32_t>(10 + i % 128); // two of 128 tokens
+    s.set_rows(cells, s.random_rows(256, engine), positions);
     s.cache->seal();
     for (int64_t b = 0; b < 4; b++) EXPECT_EQ(s.is_sealed(b), b % 2 == 0) << b;
     for (int64_t i = 0; i < 200; i++) { // one rests
-        const auto position = static_cast<int32_t>(128 + i);
-        s.set_rows({256 + i}, s.random_rows(1, engine), 0, &position);
+        s.set_rows({256 + i}, s.random_rows(1, engine), std::vector<int32_t>{static_cast<int32_t>(138 + i)});
     }
     s.cache->seal();
     EXPECT_EQ(s.is_sealed(1) + s.is_sealed(3), 1);
@@ -366,7 +365,7 @@ TEST_F(Kv, RestoringKeysIntoTheirCellsChangesTheirMeanAtMost) {
             const uint16_t common[] = {0x4400, 0xC600}; // 4, -6
             if (i % shape.d < 2) std::memcpy(rows.data() + 2 * i, common + i % 2, 2);
         }
-        a.set_rows(0, rows, kv::sink_positions);
+        a.set_rows(0, rows, true);
         a.cache->seal();
         const bytes_t saved = a.read_all();
         EXPECT_LE(a.loss(rows, saved), loss_of(codec) * 0.7); // of rows with 1.8 times the energy
@@ -641,7 +640,7 @@ TEST_F(Kv, WholeBlocksAreCopiedAsTheyAre) {
         cache_scene a(shape, sealing(kv_codec::n4, 16)), b(shape, sealing(kv_codec::n4, 16));
         a.view();
         b.view();
-        a.set_rows(0, a.random_rows(150, engine), kv::sink_positions); // sinks, sealed, part
+        a.set_rows(0, a.random_rows(150, engine), true); // sinks, sealed, part
         a.cache->seal();
         ASSERT_EQ(a.num_sealed(), 1);
         const bytes_t rows = a.read(0, 150 * shape.row_bytes());

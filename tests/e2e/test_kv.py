@@ -155,7 +155,7 @@ class Texts(KvTest):
         expected = self.sure_answers()
         for preset in LOSSY:
             with self.subTest(preset=preset):
-                prefix = prose(0, FULL_PAGES) + "\n\n"
+                prefix = prose(0, 2 * FULL_PAGES) + "\n\n"
                 exact, got = (self.play("smollm2", "-c 2048 -np 1", lambda s: [s.tokens(prefix + p, 4) for p in SURE_PROMPTS], env)
                               for env in (alloy(), alloy(kv=preset)))
                 self.assertEqual(got, exact)
