@@ -37,35 +37,35 @@ void exact_cells::write(const std::vector<int64_t> & cells, const int32_t * posi
         else append(n, cells[i]);
         of(n).next = position == unknown ? unknown : position + 1;
         of(n).used = graph_;
+        of(n).saved = of(n).restored = false;
     }
 }
 
-// The sequence that a token at this position goes on with. One that was restored says nothing of positions; a first token begins a new one.
+// The sequence that a token at this position goes on with; a first token begins a new one. Where tokens are taken back, few are.
 exact_cells::number exact_cells::find(int64_t stream, int64_t position) {
-    number follows = none, open = none, before = none;
+    number follows = none, overlaps = none, restored = none;
     const auto newer = [&](number than, const sequence & s) { return than == none || of(than).used < s.used; };
     for (size_t i = 0; i < sequences_.size(); i++) {
         const sequence & s = sequences_[i];
         if (s.stream != stream) continue;
         const auto n = static_cast<number>(i + 1);
-        const bool held = s.next > position && s.next - static_cast<int64_t>(s.cells.size()) <= position;
+        const bool holds = position < s.next && s.next - static_cast<int64_t>(s.cells.size()) <= position;
         if (s.next == position && newer(follows, s)) follows = n;
-        else if (s.next == unknown && position > 0 && newer(open, s)) open = n;
-        else if (position > 0 && held && s.used < graph_ && newer(before, s)) before = n;
+        if (position > 0 && holds && s.used < graph_ && (overlaps == none || s.next < of(overlaps).next)) overlaps = n;
+        if (position > 0 && s.restored && newer(restored, s)) restored = n;
     }
     if (follows != none) return follows;
-    if (open != none) return open;
-    if (before == none) return begin(stream);
-    take_back(before, position);
-    return before;
+    if (overlaps != none) take_back(overlaps, position);
+    return overlaps != none ? overlaps : restored != none ? restored : begin(stream);
 }
 
 exact_cells::number exact_cells::begin(int64_t stream) {
     auto place = sequences_.end();
     if (sequences_.size() < most_sequences_) {
         place = sequences_.insert(place, sequence());
-    } else { // that of the one that rested longest
-        place = std::min_element(sequences_.begin(), sequences_.end(), [](const sequence & a, const sequence & b) { return a.used < b.used; });
+    } else { // that of the one that rested longest, of those that were saved if there are any
+        place = std::min_element(sequences_.begin(), sequences_.end(),
+                                 [](const sequence & a, const sequence & b) { return std::pair(!a.saved, a.used) < std::pair(!b.saved, b.used); });
     }
     const auto n = static_cast<number>(place - sequences_.begin() + 1);
     drop_cells(n);
@@ -115,7 +115,10 @@ void exact_cells::save(int64_t cell, uint64_t hash) {
     if (!has(cell)) return;
     const number n = owners_[static_cast<size_t>(cell)];
     int32_t order = order_of_sinks;
-    if (n != sink) order = static_cast<int32_t>(std::find(of(n).cells.begin(), of(n).cells.end(), cell) - of(n).cells.begin());
+    if (n != sink) {
+        order = static_cast<int32_t>(std::find(of(n).cells.begin(), of(n).cells.end(), cell) - of(n).cells.begin());
+        of(n).saved = true;
+    }
     if (saved_.insert_or_assign(hash, order).second) saved_hashes_.push_back(hash);
     if (saved_hashes_.size() <= most_saved) return;
     saved_.erase(saved_hashes_.front());
@@ -131,7 +134,9 @@ void exact_cells::restore(const void * cache, int64_t first, const std::vector<u
         if (restored_.into == none) {
             graph_++;
             restored_.into = begin(cell / cells_a_stream_);
+            of(restored_.into).restored = true;
         }
+        of(restored_.into).next = restored_.rows + 1;
         owners_[static_cast<size_t>(cell)] = none;
         if (const auto known = saved_.find(hashes[i]); known != saved_.end()) {
             restore_known(cell, known->second);
@@ -168,7 +173,11 @@ void exact_cells::copy(const exact_cells & source, int64_t from, int64_t to, int
             set_sink(to + i);
             continue;
         }
-        if (n == none) n = begin((to + i) / cells_a_stream_);
+        if (n == none) {
+            n = begin((to + i) / cells_a_stream_);
+            of(n).next = source.next_of(from + i);
+            of(n).restored = true;
+        }
         append(n, to + i);
     }
 }

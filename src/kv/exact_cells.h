@@ -45,9 +45,12 @@ class exact_cells {
     struct sequence {
         int64_t stream = 0, next = unknown; // the position of its next token
         uint64_t used = 0;                  // the graph that last wrote to it
+        bool saved = false;                 // since then: its cells may be free
+        bool restored = false;              // no graph has gone on with it: if its positions were shifted, `next` is wrong
         std::deque<int64_t> cells;          // the most recent, some of which others may have taken
     };
     sequence & of(number n) { return sequences_[n - size_t{1}]; }
+    int64_t next_of(int64_t cell) const { return sequences_[owners_[static_cast<size_t>(cell)] - size_t{1}].next; }
     number find(int64_t stream, int64_t position);
     number begin(int64_t stream);
     void append(number n, int64_t cell);

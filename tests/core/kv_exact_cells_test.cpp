@@ -93,6 +93,14 @@ TEST(KvExactCells, TokensAreTakenBack) {
     EXPECT_EQ(s.recent(), (list{6, 7, 10}));
 }
 
+TEST(KvExactCells, TokensAreTakenBackFromTheSequenceThatEndsNearest) {
+    scene s;
+    s.prompt(0, 0, 10);
+    s.prompt(10, 0, 12); // of both the token at position 8 is recent
+    s.prompt(30, 8, 1);
+    EXPECT_EQ(s.recent(), (list{6, 7, 18, 19, 20, 21, 30}));
+}
+
 TEST(KvExactCells, CellsThatOthersTake) {
     scene s;
     s.prompt(0, 0, 10);
@@ -115,6 +123,18 @@ TEST(KvExactCells, ThoseThatRestedLongestAreForgotten) {
     ASSERT_EQ(s.recent().size(), 2u * cells / 8 / window);
     EXPECT_EQ(s.recent().front(), 240 - 6 * cells / 8 / window + 4);
     EXPECT_EQ(s.sinks().size(), 160u);
+}
+
+// A server saves a slot that rests, and clears it.
+TEST(KvExactCells, ThoseThatWereSavedAreForgottenFirst) {
+    scene s;
+    for (int32_t i = 0; i < cells / 8 / window; i++) s.prompt(6 * i, 0, 6);
+    s.save(22, {1, 2});
+    s.prompt(100, 0, 6);
+    EXPECT_FALSE(s.exact.has(22));
+    EXPECT_TRUE(s.exact.has(4));
+    s.prompt(110, 0, 6);
+    EXPECT_FALSE(s.exact.has(4));
 }
 
 TEST(KvExactCells, WithoutPositionsThereIsOneSequence) {
