@@ -51,7 +51,8 @@ exact_cells::number exact_cells::find(int64_t stream, int64_t position) {
         const auto n = static_cast<number>(i + 1);
         const bool holds = position < s.next && s.next - static_cast<int64_t>(s.cells.size()) <= position;
         if (s.next == position && newer(follows, s)) follows = n;
-        if (position > 0 && holds && s.used < graph_ && (overlaps == none || s.next < of(overlaps).next)) overlaps = n;
+        const auto nearer = [&] { return overlaps == none || s.next < of(overlaps).next || (s.next == of(overlaps).next && newer(overlaps, s)); };
+        if (position > 0 && holds && s.used < graph_ && nearer()) overlaps = n;
         if (position > 0 && s.restored && newer(restored, s)) restored = n;
     }
     if (follows != none) return follows;

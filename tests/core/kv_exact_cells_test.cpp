@@ -99,6 +99,9 @@ TEST(KvExactCells, TokensAreTakenBackFromTheSequenceThatEndsNearest) {
     s.prompt(10, 0, 12); // of both the token at position 8 is recent
     s.prompt(30, 8, 1);
     EXPECT_EQ(s.recent(), (list{6, 7, 18, 19, 20, 21, 30}));
+    s.prompt(40, 0, 9); // as long as the first is now: the newer one
+    s.prompt(50, 7, 1);
+    EXPECT_EQ(s.recent(), (list{6, 7, 18, 19, 20, 21, 30, 45, 46, 50}));
 }
 
 TEST(KvExactCells, CellsThatOthersTake) {
