@@ -166,7 +166,7 @@ class Texts(KvTest):
             with self.subTest(preset=preset):
                 prefix = prose(0, FULL_PAGES) + "\n\n"  # with more before them the answers are not sure any more
                 exact, got = (self.play("smollm2", "-c 2048 -np 1", lambda s: [s.tokens(prefix + p, 4) for p in SURE_PROMPTS], env)
-                              for env in (alloy(), alloy(kv=preset, kv_window="32")))
+                              for env in (alloy(), alloy(kv=preset, kv_window="64")))
                 self.assertEqual(got, exact)
                 self.assertEqual(len(got), len(expected))
 
