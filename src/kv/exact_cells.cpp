@@ -203,10 +203,10 @@ void exact_cells::clear() {
 }
 
 bool exact_cells::block_has(int64_t block) const {
-    for (int64_t cell = block * attention_block; cell < (block + 1) * attention_block; cell++) {
-        if (has(cell)) return true;
-    }
-    return false;
+    number any = none;
+    const auto end = std::min<size_t>(owners_.size(), static_cast<size_t>(block + 1) * attention_block);
+    for (auto cell = static_cast<size_t>(block) * attention_block; cell < end; cell++) any |= owners_[cell];
+    return any != none;
 }
 
 bool exact_cells::block_has_sink(int64_t block) const {
