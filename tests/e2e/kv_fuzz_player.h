@@ -434,9 +434,11 @@ class player {
         if (of < 2 && problem.empty()) compare_states(state_of(stock_, whole), state_of(ours_, whole), !s_.lossy);
     }
 
-    // A state that stays on the device, as speculative decoding saves it. The host cannot do this for blocks of 32.
+    // A state that stays on the device, as speculative decoding saves it. The host cannot do this for blocks of 32, and of transposed values it
+    // aborts: it puts as many bytes in more pieces into a buffer that was padded for fewer (ggml_tallocr_alloc: not enough space).
     void checkpoint(const op & o, dice & d) {
         if (ggml_is_quantized(g_.context.type_k) || ggml_is_quantized(g_.context.type_v)) return;
+        if (g_.context.flash_attn_type == LLAMA_FLASH_ATTN_TYPE_DISABLED) return;
         settle(o, d);
         const int sequence = id(o.a);
         constexpr llama_state_seq_flags on_device = LLAMA_STATE_SEQ_FLAGS_ON_DEVICE;
