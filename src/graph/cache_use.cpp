@@ -126,7 +126,9 @@ void cache_use::measure(int num_threads) const {
         const sampled_layer & layer = *sampled[static_cast<size_t>(i)];
         const std::vector<int64_t> blocks = layer.keys->sealable(most_blocks_measured);
         if (blocks != layer.values->sealable(most_blocks_measured)) continue;
-        for (const int64_t block : blocks) layer.keys->rates().measure(*layer.keys, *layer.values, block, layer.sample);
+        const auto read = std::find_if(reads.begin(), reads.end(), [&](const cache_read & r) { return r.cache == layer.keys; });
+        const int64_t first_block = read->first_stream * layer.keys->rows_a_stream() / attention_block;
+        layer.keys->rates().measure(*layer.keys, *layer.values, blocks, first_block, layer.sample);
     }
 }
 

@@ -26,6 +26,7 @@ struct attention_sample {
     returning_vector<float> log_sum; // [heads][tokens] log2 of the sum of exp(logit) over all cells
     returning_vector<float> out;     // [heads][tokens][d_v], in the transform that values lie in
     returning_vector<uint8_t> sees_run; // [heads][tokens] whether the mask hides no cell that is observed
+    std::vector<uint8_t> sees_block;    // [blocks of the stream] whether it hides no cell of it from the last token
 
     // Where a token of the graph stands in `which`, or would be put.
     int64_t place_of(int64_t token) const {

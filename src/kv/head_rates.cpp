@@ -14,6 +14,9 @@ namespace {
 // Samples that the first assignment rests on; later ones refine it.
 constexpr int64_t eager_samples = 8;
 constexpr int64_t later_interval = 16;
+constexpr size_t most_blocks_weighed = 8; // of each layer in a sample
+// What is wrong early is wrong for all layers behind: a layer's damage counts exp(-1.5 depth) times, from 1 in the first to 0.22 in the last.
+constexpr double weight_of_depth = 1.5;
 
 constexpr int64_t cells = attention_block;
 using rows = std::vector<float>; // [cells][d]
@@ -24,6 +27,19 @@ float dot(const float * a, const float * b, int64_t n) {
         for (int j = 0; j < 8; j++) sum[j] += a[i + j] * b[i + j];
     }
     return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+}
+
+// In the transform of sealed pages, also where they are sealed.
+rows rows_as_sealed(const cache_tensor & t, int64_t block, int64_t head) {
+    rows x = t.turned_rows(block, head);
+    if (t.is_sealed(block) && t.rotation() > 0) hadamard_in_place(x.data(), cells * t.d() / t.rotation(), t.rotation());
+    return x;
+}
+
+double energy(const rows & x) {
+    double sum = 0;
+    for (const float v : x) sum += static_cast<double>(v) * v;
+    return sum;
 }
 
 // What is lost of rows in a codec; empty when they cannot be encoded.
@@ -40,20 +56,22 @@ rows error_of(const rows & x, kv_codec codec, int64_t d) {
 struct weights_of_cells {
     std::vector<float> of_values; // [cells]
     std::vector<float> of_keys;   // [queries][cells]
-    std::vector<float> queries;   // [queries][d_k], in the transform of sealed pages
+    std::vector<float> energy_of_query; // [queries]
     int64_t num_queries;
 };
 
 weights_of_cells weigh(const attention_sample & seen, int64_t head, const rows & k, const rows & v, int64_t rotation_k, int64_t rotation_v) {
     const int64_t group = seen.heads / seen.kv_heads, queries = group * seen.tokens();
     const float * q = seen.q.data() + head * queries * seen.d_k;
-    weights_of_cells w{rows(cells), rows(static_cast<size_t>(queries * cells)), {q, q + queries * seen.d_k}, queries};
+    weights_of_cells w{rows(cells), rows(static_cast<size_t>(queries * cells)), rows(static_cast<size_t>(queries)), queries};
+    rows turned(q, q + queries * seen.d_k); // as sealed pages are
     rows out(seen.out.begin() + head * queries * seen.d_v, seen.out.begin() + (head + 1) * queries * seen.d_v);
-    if (rotation_k > 0) hadamard_in_place(w.queries.data(), queries * seen.d_k / rotation_k, rotation_k);
+    if (rotation_k > 0) hadamard_in_place(turned.data(), queries * seen.d_k / rotation_k, rotation_k);
     if (rotation_v > 0) hadamard_in_place(out.data(), queries * seen.d_v / rotation_v, rotation_v);
     for (int64_t r = 0; r < queries; r++) {
-        const float *of_query = w.queries.data() + r * seen.d_k, *o = out.data() + r * seen.d_v;
+        const float *of_query = turned.data() + r * seen.d_k, *o = out.data() + r * seen.d_v;
         const float o_energy = dot(o, o, seen.d_v);
+        w.energy_of_query[static_cast<size_t>(r)] = dot(of_query, of_query, seen.d_k);
         for (int64_t c = 0; c < cells; c++) {
             const float logit = dot(of_query, k.data() + c * seen.d_k, seen.d_k) * seen.scale * log2_e;
             const float p = std::min(1.0f, std::exp2(logit - seen.log_sum[static_cast<size_t>(head * queries + r)]));
@@ -85,47 +103,65 @@ head_rates::layer & head_rates::of(const cache_tensor & keys, const cache_tensor
     std::lock_guard guard(lock_);
     const auto found = std::find_if(layers_.begin(), layers_.end(), [&](const layer & l) { return l.keys == &keys; });
     if (found != layers_.end()) return *found;
-    layer made{const_cast<cache_tensor *>(&keys), const_cast<cache_tensor *>(&values), {}, 0};
+    layer made{const_cast<cache_tensor *>(&keys), const_cast<cache_tensor *>(&values), {}, {}, {}, 0};
     made.damage[0].resize(static_cast<size_t>(keys.heads()) * options);
     made.damage[1].resize(static_cast<size_t>(keys.heads()) * options);
     layers_.push_back(std::move(made));
     return layers_.back();
 }
 
-void head_rates::measure(const cache_tensor & keys, const cache_tensor & values, int64_t block, const attention_sample & seen) {
+void head_rates::measure(const cache_tensor & keys, const cache_tensor & values, const std::vector<int64_t> & to_seal, int64_t first_block,
+                         const attention_sample & seen) {
     layer & l = of(keys, values);
     const double out_energy = dot(seen.out.data(), seen.out.data(), static_cast<int64_t>(seen.out.size()));
     if (!(out_energy > 0)) return;
-    const auto means = keys.means_for(block);
-    for (int64_t head = 0; head < seen.kv_heads; head++) {
-        const rows k = keys.turned_rows(block, head), v = values.turned_rows(block, head);
-        const weights_of_cells w = weigh(seen, head, k, v, keys.rotation(), values.rotation());
-        rows without_mean = k;
-        means->add(head, -1, without_mean);
-        size_t option = static_cast<size_t>(head) * options;
-        for (const kv_codec codec : choices(false)) {
-            const rows lost = error_of(without_mean, codec, seen.d_k);
-            double damage = 0;
-            for (int64_t r = 0; r < w.num_queries && !lost.empty(); r++) {
-                for (int64_t c = 0; c < cells; c++) {
-                    const float off = seen.scale * dot(w.queries.data() + r * seen.d_k, lost.data() + c * seen.d_k, seen.d_k);
-                    damage += w.of_keys[static_cast<size_t>(r * cells + c)] * off * off;
-                }
+    for (const int64_t block : to_seal) {
+        const auto means = keys.means_for(block);
+        for (int64_t head = 0; head < seen.kv_heads; head++) {
+            for (const bool of_values : {false, true}) {
+                rows x = (of_values ? values : keys).turned_rows(block, head);
+                if (!of_values) means->add(head, -1, x);
+                l.energy[of_values] += energy(x);
+                size_t option = 0;
+                for (const kv_codec codec : choices(of_values)) l.lost[of_values][option++] += energy(error_of(x, codec, of_values ? seen.d_v : seen.d_k));
             }
-            l.damage[0][option++] += damage / out_energy;
-        }
-        option = static_cast<size_t>(head) * options;
-        for (const kv_codec codec : choices(true)) {
-            const rows lost = error_of(v, codec, seen.d_v);
-            double damage = 0;
-            for (int64_t c = 0; c < cells && !lost.empty(); c++) {
-                const float * row = lost.data() + c * seen.d_v;
-                damage += w.of_values[static_cast<size_t>(c)] * dot(row, row, seen.d_v);
-            }
-            l.damage[1][option++] += damage / out_energy;
         }
     }
-    l.blocks++;
+    if (!(l.energy[0] > 0 && l.energy[1] > 0)) return;
+    // Some of the blocks stand for all, others in each sample.
+    std::vector<int64_t> lossy;
+    for (size_t b = 0; b < seen.sees_block.size(); b++) {
+        const int64_t block = first_block + static_cast<int64_t>(b);
+        const bool counts = keys.is_sealed(block) ? !keys.is_packed(block) : std::find(to_seal.begin(), to_seal.end(), block) != to_seal.end();
+        if (seen.sees_block[b] && counts) lossy.push_back(block);
+    }
+    if (lossy.empty()) return;
+    const size_t chosen = std::min(lossy.size(), most_blocks_weighed);
+    const double stands_for = static_cast<double>(lossy.size()) / static_cast<double>(chosen) / out_energy;
+    for (size_t i = 0; i < chosen; i++) {
+        const int64_t block = lossy[(i * lossy.size() / chosen + static_cast<size_t>(l.samples)) % lossy.size()];
+        const auto means = keys.means_for(block);
+        for (int64_t head = 0; head < seen.kv_heads; head++) {
+            rows k = rows_as_sealed(keys, block, head);
+            const rows v = rows_as_sealed(values, block, head);
+            const weights_of_cells w = weigh(seen, head, k, v, keys.rotation(), values.rotation());
+            means->add(head, -1, k);
+            double of_keys = 0, of_values = 0; // damage of errors as large as the rows
+            for (int64_t c = 0; c < cells; c++) {
+                double weight = 0;
+                for (int64_t r = 0; r < w.num_queries; r++) weight += w.of_keys[static_cast<size_t>(r * cells + c)] * w.energy_of_query[static_cast<size_t>(r)];
+                of_keys += weight * dot(k.data() + c * seen.d_k, k.data() + c * seen.d_k, seen.d_k);
+                of_values += w.of_values[static_cast<size_t>(c)] * dot(v.data() + c * seen.d_v, v.data() + c * seen.d_v, seen.d_v);
+            }
+            of_keys *= seen.scale * seen.scale / static_cast<double>(seen.d_k); // errors of turned rows point anywhere
+            for (size_t option = 0; option < options; option++) {
+                const size_t at = static_cast<size_t>(head) * options + option;
+                l.damage[0][at] += stands_for * of_keys * l.lost[0][option] / l.energy[0];
+                l.damage[1][at] += stands_for * of_values * l.lost[1][option] / l.energy[1];
+            }
+        }
+    }
+    l.samples++;
 }
 
 // Greedy: all heads start with the fewest bits, and the upgrade that saves most damage a byte is next, until the bytes are spent.
@@ -144,15 +180,18 @@ void head_rates::assign() {
         const cache_tensor & t = *tensor(l, values);
         return static_cast<double>(kv_codec_page_bytes(codecs[values][option], t.d()) * t.num_rows());
     };
+    int last_layer = 1;
+    for (const layer & l : layers_) last_layer = std::max(last_layer, l.keys->name().layer);
     std::priority_queue<upgrade> queue;
     const auto offer = [&](layer & l, bool values, int64_t head, size_t to) {
         if (to >= codecs[values].size()) return;
         const double * damage = l.damage[values].data() + static_cast<size_t>(head) * options;
-        queue.push({(damage[to - 1] - damage[to]) / static_cast<double>(l.blocks) / (bytes(l, values, to) - bytes(l, values, to - 1)), &l, values, head, to});
+        const double weight = std::exp(-weight_of_depth * l.keys->name().layer / last_layer) / static_cast<double>(l.samples);
+        queue.push({weight * (damage[to - 1] - damage[to]) / (bytes(l, values, to) - bytes(l, values, to - 1)), &l, values, head, to});
     };
     double left = 0;
     for (layer & l : layers_) {
-        if (l.blocks == 0) continue;
+        if (l.samples == 0) continue;
         for (const bool values : {false, true}) {
             cache_tensor & t = *tensor(l, values);
             left += (policy_.share * static_cast<double>(cells * t.d() * 2) * static_cast<double>(t.num_rows()) - bytes(l, values, 0)) * static_cast<double>(t.heads());

@@ -3,8 +3,9 @@
 //
 // First order, for a query with probabilities p, output o and logits q.k of one head, errors dk and dv of a cell do
 //   |do|^2 = p^2 (q.dk)^2 |v - o|^2    and    |do|^2 = p^2 |dv|^2,
-// which counts relative to the energy of that output. (Weighed with the share that it has in the residual stream, SmolLM2 gains a sixth more, but
-// Gemma-3 loses threefold: docs/performance.md.) Bits stay within one step of the uniform split of the same bytes: beyond, low rates cost more
+// which counts relative to the energy of that output, and the more the earlier the layer is (docs/performance.md tells what else was tried). All sealed
+// cells that the queries see are counted, by some blocks that stand for all. Of these the errors are not known any more: errors of a codec point
+// anywhere in turned rows, and are as large beside them as in the blocks about to be sealed. Bits stay within one step of the uniform split of the same bytes: beyond, low rates cost more
 // than the first order says. That the last tokens are sampled keeps massive activations of a sequence's first token out of the normaliser.
 #pragma once
 #include "kv/attention_sample.h"
@@ -26,8 +27,10 @@ class head_rates {
     bool on() const { return policy_.share > 0; }
     // Whether the next graph that seals something shall be sampled. Counts the asking.
     bool sample_next();
-    // Adds what block `block`, still rows in both, tells. One thread a layer.
-    void measure(const cache_tensor & keys, const cache_tensor & values, int64_t block, const attention_sample & seen);
+    // Adds what a sample tells: what codecs lose of the rows of these blocks, about to be sealed, and what that does to all cells that are or will be
+    // sealed in the stream from first_block on. One thread a layer.
+    void measure(const cache_tensor & keys, const cache_tensor & values, const std::vector<int64_t> & to_seal, int64_t first_block,
+                 const attention_sample & seen);
     // Gives every measured head its codecs. Blocks sealed before keep theirs.
     void assign();
 
@@ -36,7 +39,8 @@ class head_rates {
     struct layer {
         cache_tensor *keys, *values;
         std::vector<double> damage[2]; // of keys, of values: [kv_heads][options], sums
-        int64_t blocks = 0;
+        double energy[2] = {}, lost[2][options] = {}; // of rows, and what codecs lose of it
+        int64_t samples = 0;
     };
     std::vector<kv_codec> choices(bool values) const;
     layer & of(const cache_tensor & keys, const cache_tensor & values);

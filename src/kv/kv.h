@@ -141,6 +141,7 @@ class cache_tensor {
     bool may_pack(int64_t first, int64_t num, int64_t head) const; // whether its pages are of one codec and mean
     size_t page_bytes(int64_t block, int64_t head) const;          // of a sealed page
     void pack(int64_t num, packed_runs & made); // takes the one run of `made`, of num blocks; allocates nothing
+    bool is_sealed(int64_t block) const { return blocks_[static_cast<size_t>(block)].sealed; }
     bool is_packed(int64_t block) const { return run_of(block) != nullptr; }
     void unpack_all(); // into rows
 

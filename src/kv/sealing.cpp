@@ -77,7 +77,7 @@ key_means::~key_means() { uncount(counter::kv_live_bytes, values.size() * sizeof
 // were saved and restored, in whatever cells, the codec's loss tells which means they lacked.
 std::shared_ptr<const key_means> cache_tensor::means_for(int64_t block) const {
     const auto & here = blocks_[static_cast<size_t>(block)];
-    if (here.means != nullptr && (!here.restored || here.opened)) return here.means;
+    if (here.means != nullptr && (!here.restored || here.opened || here.sealed)) return here.means;
     const auto first = blocks_.begin() + block / mean_blocks * mean_blocks, end = std::min(first + mean_blocks, blocks_.end());
     const auto known = std::find_if(first, end, [](const struct block & b) { return b.means != nullptr; });
     std::shared_ptr<const key_means> best = here.means != nullptr ? here.means : known != end ? known->means : means_of_rows(block);

@@ -118,6 +118,10 @@ void keep_sample(const attention_call & call, const attention_row * rows, int64_
     for (const attention_row * row = rows; row < rows + num_rows; row++) {
         if (row->log_sum == nullptr) continue;
         const auto at = row->log_sum - kept.log_sum.data();
+        if (at == kept.tokens() - 1) {
+            kept.sees_block.resize(static_cast<size_t>(call.map->num_blocks));
+            for (size_t b = 0; b < kept.sees_block.size(); b++) kept.sees_block[b] = row->sight[b] & sight_visible && !(row->sight[b] & sight_masked);
+        }
         kept.sees_run[static_cast<size_t>(at)] = sees_run(*row, kept.which[static_cast<size_t>(at % kept.tokens())]);
         std::copy_n(row->q, s.d_k, kept.q.data() + at * s.d_k);
         if (kept.d_v == 0) continue;
