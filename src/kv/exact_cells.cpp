@@ -167,20 +167,22 @@ void exact_cells::restore_known(int64_t cell, int32_t order) {
 }
 
 void exact_cells::copy(const exact_cells & source, int64_t from, int64_t to, int64_t cells) {
-    number n = none;
+    std::vector<int64_t> recent; // all of them before a sequence gives way, which may be the one that is copied
+    int64_t next = unknown;
     for (int64_t i = 0; i < cells; i++) {
         if (!source.has(from + i) || to + i >= static_cast<int64_t>(owners_.size())) continue;
         if (source.has_sink(from + i)) {
             set_sink(to + i);
             continue;
         }
-        if (n == none) {
-            n = begin((to + i) / cells_a_stream_);
-            of(n).next = source.next_of(from + i);
-            of(n).restored = true;
-        }
-        append(n, to + i);
+        if (recent.empty()) next = source.next_of(from + i);
+        recent.push_back(to + i);
     }
+    if (recent.empty()) return;
+    const number n = begin(recent.front() / cells_a_stream_);
+    of(n).next = next;
+    of(n).restored = true;
+    for (const int64_t cell : recent) append(n, cell);
 }
 
 void exact_cells::forget_from(int64_t stream, int64_t cell) {

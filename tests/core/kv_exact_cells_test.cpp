@@ -216,6 +216,17 @@ TEST(KvExactCells, StreamsHaveTheirOwn) {
     EXPECT_EQ(s.sinks(), (list{0, 1, 2, 3}));
 }
 
+TEST(KvExactCells, ACopyMayTakeThePlaceOfItsSource) {
+    scene s(2);
+    s.prompt(0, 0, 10);
+    for (int32_t i = 1; i < 2 * cells / 8 / window; i++) s.prompt(10 + 6 * i, 0, 6);
+    s.exact.copy(s.exact, 0, cells, 10);
+    EXPECT_FALSE(s.exact.has(9));
+    s.tokens({cells + 20}, {10});
+    for (const int64_t c : {7, 8, 9, 20}) EXPECT_TRUE(s.exact.has(cells + c)) << c;
+    EXPECT_FALSE(s.exact.has(cells + 6));
+}
+
 TEST(KvExactCells, NoWindowAndNoCacheHoldNothing) {
     exact_cells no_window(0), no_cache(4);
     no_window.cover(&no_window, 64, 1);
