@@ -14,6 +14,8 @@
 namespace alloy::kv {
 namespace {
 
+uint64_t hash_of(const char * row, size_t bytes) { return std::hash<std::string_view>{}({row, bytes}); }
+
 uint64_t bits(int64_t first, int64_t count) { return count >= 64 ? ~uint64_t{0} : ((uint64_t{1} << count) - 1) << first; }
 
 } // namespace
@@ -100,16 +102,10 @@ void cache_tensor::expect(const std::vector<block_write> & writes) {
     }
 }
 
-// Of whole rows; of others none.
-std::vector<uint64_t> cache_tensor::hashes_of_rows(const void * data, size_t offset, size_t bytes) const {
-    std::vector<uint64_t> hashes(offset % row_bytes_ == 0 ? bytes / row_bytes_ : 0);
-    const auto * row = static_cast<const char *>(data);
-    for (size_t i = 0; i < hashes.size(); i++) hashes[i] = std::hash<std::string_view>{}({row + i * row_bytes_, row_bytes_});
-    return hashes;
-}
-
 void cache_tensor::write(const void * data, size_t offset, size_t bytes) {
-    const std::vector<uint64_t> hashes = exact_.is_led_by(this) ? hashes_of_rows(data, offset, bytes) : std::vector<uint64_t>();
+    std::vector<uint64_t> hashes; // of whole rows
+    const bool leads = exact_.is_led_by(this) && offset % row_bytes_ == 0;
+    for (size_t at = 0; leads && at + row_bytes_ <= bytes; at += row_bytes_) hashes.push_back(hash_of(static_cast<const char *>(data) + at, row_bytes_));
     exact_.restore(this, static_cast<int64_t>(offset / row_bytes_), hashes);
     each_block(offset, bytes, [&](int64_t block, int64_t first, int64_t rows, size_t at, size_t size) {
         make_writable(block, size == block_bytes());
@@ -132,9 +128,11 @@ void cache_tensor::read(void * data, size_t offset, size_t bytes) const {
     // Whoever restores them takes every cell for a token's own.
     if (!plain_) evicted_.refuse("the host saves the cells of this cache (llama-server: --cache-ram 0 keeps it from that)");
     read_rows(data, offset, bytes);
-    if (!exact_.is_led_by(this)) return;
-    const std::vector<uint64_t> hashes = hashes_of_rows(data, offset, bytes);
-    for (size_t i = 0; i < hashes.size(); i++) exact_.save(static_cast<int64_t>(offset / row_bytes_ + i), hashes[i]);
+    if (!exact_.is_led_by(this) || offset % row_bytes_ != 0) return;
+    for (size_t at = 0; at + row_bytes_ <= bytes; at += row_bytes_) {
+        const auto cell = static_cast<int64_t>((offset + at) / row_bytes_);
+        if (exact_.has(cell)) exact_.save(cell, hash_of(static_cast<const char *>(data) + at, row_bytes_)); // few are
+    }
 }
 
 void cache_tensor::read_rows(void * data, size_t offset, size_t bytes) const {

@@ -1,6 +1,5 @@
 #include "kv/head_rates.h"
 
-#include "kernels/codec/codec.h"
 #include "kernels/rowwise/rowwise.h"
 #include "kv/kv.h"
 
@@ -27,29 +26,6 @@ float dot(const float * a, const float * b, int64_t n) {
         for (int j = 0; j < 8; j++) sum[j] += a[i + j] * b[i + j];
     }
     return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
-}
-
-// In the transform of sealed pages, also where they are sealed.
-rows rows_as_sealed(const cache_tensor & t, int64_t block, int64_t head) {
-    rows x = t.turned_rows(block, head);
-    if (t.is_sealed(block) && t.rotation() > 0) hadamard_in_place(x.data(), cells * t.d() / t.rotation(), t.rotation());
-    return x;
-}
-
-double energy(const rows & x) {
-    double sum = 0;
-    for (const float v : x) sum += static_cast<double>(v) * v;
-    return sum;
-}
-
-// What is lost of rows in a codec; empty when they cannot be encoded.
-rows error_of(const rows & x, kv_codec codec, int64_t d) {
-    std::vector<uint8_t> page(static_cast<size_t>(kv_codec_page_bytes(codec, d)));
-    rows back(x.size());
-    if (!find_encode(codec)({x.data(), d * static_cast<int64_t>(sizeof(float)), d, page.data()})) return {};
-    find_attention(cell_type_of_codec(codec))->expand(page.data(), kv_codec_row_bytes(codec, d), cells, d, back.data());
-    for (size_t i = 0; i < x.size(); i++) back[i] -= x[i];
-    return back;
 }
 
 // Of one KV head: the squared probabilities of cells in the sampled queries, summed up for values, and times |v - o|^2 for keys.
@@ -119,7 +95,7 @@ void head_rates::measure(const cache_tensor & keys, const cache_tensor & values,
         const auto means = keys.means_for(block);
         for (int64_t head = 0; head < seen.kv_heads; head++) {
             for (const bool of_values : {false, true}) {
-                rows x = (of_values ? values : keys).turned_rows(block, head);
+                rows x = (of_values ? values : keys).rows_as_sealed(block, head);
                 if (!of_values) means->add(head, -1, x);
                 l.energy[of_values] += energy(x);
                 size_t option = 0;
@@ -142,8 +118,8 @@ void head_rates::measure(const cache_tensor & keys, const cache_tensor & values,
         const int64_t block = lossy[(i * lossy.size() / chosen + static_cast<size_t>(l.samples)) % lossy.size()];
         const auto means = keys.means_for(block);
         for (int64_t head = 0; head < seen.kv_heads; head++) {
-            rows k = rows_as_sealed(keys, block, head);
-            const rows v = rows_as_sealed(values, block, head);
+            rows k = keys.rows_as_sealed(block, head);
+            const rows v = values.rows_as_sealed(block, head);
             const weights_of_cells w = weigh(seen, head, k, v, keys.rotation(), values.rotation());
             means->add(head, -1, k);
             double of_keys = 0, of_values = 0; // damage of errors as large as the rows

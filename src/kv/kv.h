@@ -65,6 +65,10 @@ struct key_means {
     key_means(const key_means &) = delete;
 };
 
+// What is lost of 64 rows of d in a codec; empty when they cannot be encoded.
+std::vector<float> error_of(const std::vector<float> & rows, kv_codec codec, int64_t d);
+double energy(const std::vector<float> & x);
+
 // What one head keeps of a run.
 struct packed_head {
     attention_packing cells;
@@ -126,7 +130,8 @@ class cache_tensor {
     void set_codec(int64_t head, kv_codec codec); // of blocks sealed from now on
     head_rates & rates() const { return rates_; }
     std::shared_ptr<const key_means> means_for(int64_t block) const; // of keys: the block's, those it had before it was saved, its neighbours', or from its own rows
-    std::vector<float> turned_rows(int64_t block, int64_t head) const; // [64][d]: rows as sealed pages hold them, sealed pages as rows do
+    std::vector<float> turned_rows(int64_t block, int64_t head) const;    // [64][d]: rows as sealed pages hold them, sealed pages as rows do
+    std::vector<float> rows_as_sealed(int64_t block, int64_t head) const; // [64][d]: both as sealed pages hold them, with their mean
 
     attention_pages pages_of(int64_t stream, int64_t head) const { return {pages_.data() + (stream * heads_ + head) * blocks_a_stream_, d_, static_cast<int64_t>(row_bytes_)}; }
     const attention_tiles * tiles() const { return rows_->tiles; }
@@ -175,10 +180,10 @@ class cache_tensor {
     void show_codec(int64_t head, int number) const; // in the published map
     void make_writable(int64_t block, bool all_of_it);
     void note_write(const block_write & w);
-    std::vector<uint64_t> hashes_of_rows(const void * data, size_t offset, size_t bytes) const;
     void list(int64_t block); // in open_
+    std::vector<float> rows_as_they_lie(int64_t block, int64_t head) const; // [64][d], with their mean
     std::shared_ptr<const key_means> means_of_rows(int64_t block) const;
-    double loss_with(const key_means & means, const std::vector<float> & rows) const; // of the first head's turned rows, in its codec
+    double loss_with(const key_means & means, std::vector<float> rows) const; // of the first head's turned rows, in its codec
     void remember(const std::shared_ptr<const key_means> & means);
     bool encode_block(int64_t block, const key_means * means, std::vector<attention_page> & sealed) const;
     bool seal_block(int64_t block);

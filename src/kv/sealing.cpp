@@ -49,7 +49,7 @@ void cache_tensor::give_back(const std::vector<attention_page> & sealed) {
     for (const attention_page & p : sealed) arena_.give_back(const_cast<uint8_t *>(p.data), page_bytes_of(p, d_));
 }
 
-std::vector<float> cache_tensor::turned_rows(int64_t block, int64_t head) const {
+std::vector<float> cache_tensor::rows_as_they_lie(int64_t block, int64_t head) const {
     std::vector<float> rows(static_cast<size_t>(block_cells * d_));
     if (const auto * run = run_of(block)) {
         unpack_rows((*run)[static_cast<size_t>(head)], block, head, rows.data());
@@ -60,8 +60,32 @@ std::vector<float> cache_tensor::turned_rows(int64_t block, int64_t head) const 
     }
     const auto & from = blocks_[static_cast<size_t>(block)];
     if (from.sealed && from.means != nullptr) from.means->add(head, 1, rows);
+    return rows;
+}
+
+std::vector<float> cache_tensor::turned_rows(int64_t block, int64_t head) const {
+    std::vector<float> rows = rows_as_they_lie(block, head);
     if (rotation_ > 0) hadamard_in_place(rows.data(), block_cells * d_ / rotation_, rotation_);
     return rows;
+}
+
+std::vector<float> cache_tensor::rows_as_sealed(int64_t block, int64_t head) const {
+    return is_sealed(block) ? rows_as_they_lie(block, head) : turned_rows(block, head);
+}
+
+std::vector<float> error_of(const std::vector<float> & rows, kv_codec codec, int64_t d) {
+    std::vector<uint8_t> page(static_cast<size_t>(kv_codec_page_bytes(codec, d)));
+    std::vector<float> back(rows.size());
+    if (!find_encode(codec)({rows.data(), d * static_cast<int64_t>(sizeof(float)), d, page.data()})) return {};
+    find_attention(cell_type_of_codec(codec))->expand(page.data(), kv_codec_row_bytes(codec, d), attention_block, d, back.data());
+    for (size_t i = 0; i < rows.size(); i++) back[i] -= rows[i];
+    return back;
+}
+
+double energy(const std::vector<float> & x) {
+    double sum = 0;
+    for (const float v : x) sum += static_cast<double>(v) * v;
+    return sum;
 }
 
 key_means::key_means(std::vector<float> means, int64_t row) : values(std::move(means)), d(row) { count(counter::kv_live_bytes, values.size() * sizeof(float)); }
@@ -101,17 +125,10 @@ std::shared_ptr<const key_means> cache_tensor::means_of_rows(int64_t block) cons
     return std::make_shared<const key_means>(std::move(means), d_);
 }
 
-double cache_tensor::loss_with(const key_means & means, const std::vector<float> & rows) const {
-    std::vector<float> wanted = rows, decoded(rows.size());
-    means.add(0, -1, wanted);
-    const kv_codec codec = codecs_[0];
-    std::vector<uint8_t> page(static_cast<size_t>(kv_codec_page_bytes(codec, d_)));
-    if (!find_encode(codec)({wanted.data(), d_ * static_cast<int64_t>(sizeof(float)), d_, page.data()})) return std::numeric_limits<double>::infinity();
-    const attention_cells * cells = find_attention(cell_type_of_codec(codec));
-    cells->expand(page.data(), cell_row_bytes(cells->type, d_), block_cells, d_, decoded.data());
-    double loss = 0;
-    for (size_t i = 0; i < rows.size(); i++) loss += static_cast<double>(wanted[i] - decoded[i]) * (wanted[i] - decoded[i]);
-    return loss;
+double cache_tensor::loss_with(const key_means & means, std::vector<float> rows) const {
+    means.add(0, -1, rows);
+    const std::vector<float> lost = error_of(rows, codecs_[0], d_);
+    return lost.empty() ? std::numeric_limits<double>::infinity() : energy(lost);
 }
 
 void cache_tensor::remember(const std::shared_ptr<const key_means> & means) {

@@ -25,7 +25,6 @@ struct layer : host_is_there {
         for (auto [s, x] : {std::pair(&keys, &k), std::pair(&values, &v)}) {
             s->view();
             const bytes_t rows = s->random_rows(shape.cells, engine);
-            x->clear();
             for (int64_t c = 0; c < shape.cells; c++) {
                 const std::vector<float> row = s->numbers(rows.data() + static_cast<size_t>(c) * shape.row_bytes());
                 x->insert(x->end(), row.begin(), row.end());
