@@ -37,6 +37,7 @@ class planner {
     // --- caches (planner_caches.cpp)
     void look_at_cache_write(const tensor * node);
     void look_at_cache_read(const tensor * cells);
+    void balance_keys(const tensor * attention);
     bool only_shifts_cells() const;
     std::vector<kv::cache_tensor *> caches_to_open(const tensor * node);
     void add_cache_step(bool open, const kv::cache_tensor & cache);

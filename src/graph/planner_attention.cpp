@@ -69,6 +69,7 @@ bool planner::add_attention(std::vector<tensor *> nodes, const tensor * out, int
     if (attention_memory_.max_threads == 0) make_attention_memory();
     if (attention_memory_.data == nullptr) return false;
     const ops::mask_map * map = mask_map_for(node);
+    balance_keys(node);
     plan_.attentions.push_back(
         ops::make_attention_call(node, out, map, cells_of(node->src[1]), cells_of(node->src[2]), wanted_precision(), rotate_out, attention_memory_));
     sample_attention(node, *plan_.attentions.back());

@@ -3,6 +3,7 @@
 
 #include "host/ops.h"
 #include "host/symbols.h"
+#include "ops/operands.h"
 
 namespace alloy::graph {
 
@@ -33,6 +34,31 @@ bool is_alias(const tensor * t) {
     return false;
 }
 
+// What rows of queries or keys were computed with before they are as attention sees them.
+struct normed_rows {
+    const tensor * weights = nullptr; // of the norm, or null
+    const tensor * rope = nullptr;
+};
+
+normed_rows find_norm(const tensor * t) {
+    normed_rows found;
+    for (t = host::computed(t); t != nullptr; t = host::computed(t->src[0])) {
+        const op which = host::op_of(t);
+        if (which == op::rope) found.rope = t;
+        if (which == op::mul && host::op_of(host::computed(t->src[0])) == op::rms_norm) found.weights = t->src[1];
+        if (which != op::rope && which != op::scale) break;
+    }
+    return found;
+}
+
+bool weights_of(const normed_rows & rows, int64_t d, int64_t heads, kv::norm_weights & weights) {
+    const tensor * w = rows.weights;
+    const bool known = w != nullptr && w->data != nullptr && host::op_of(w) == op::none && ops::has_float_rows(w) &&
+                       (w->ne[0] == d || w->ne[0] == d * heads) && ops::num_elements(w) == w->ne[0];
+    if (known) weights = {static_cast<const float *>(w->data), w->ne[0], heads};
+    return known;
+}
+
 } // namespace
 
 void planner::look_at_cache_write(const tensor * node) {
@@ -61,6 +87,21 @@ void planner::look_at_cache_read(const tensor * cells) {
     const bool says_all = offset % (cache->row_bytes() * static_cast<size_t>(rows_a_stream)) == 0 && cells->nb[1] == cache->row_bytes() && !is_alias(cells);
     if (!says_all) cache->evicted().refuse("another context, or a part of the graph, looks at some of the cells");
     plan_.caches->reads.push_back({cache, first, cells->ne[3], says_all ? cells->ne[1] : -1});
+}
+
+// Where queries and keys pass norms, their weights tell which channels are large.
+void planner::balance_keys(const tensor * attention) {
+    kv::cache_tensor * keys = cache_of(attention->src[1]);
+    if (keys == nullptr || keys->is_plain() || keys->d() != 0) return;
+    const auto written = std::find_if(live_.begin(), live_.end(), [&](const tensor * t) { return host::op_of(t) == op::set_rows && cache_of(t) == keys; });
+    if (written == live_.end()) return;
+    const int64_t d = attention->src[1]->ne[0];
+    const normed_rows of_queries = find_norm(attention->src[0]), of_keys = find_norm((*written)->src[0]);
+    kv::norm_weights weights[2];
+    if (!weights_of(of_queries, d, attention->src[0]->ne[2], weights[0]) || !weights_of(of_keys, d, attention->src[1]->ne[2], weights[1])) return;
+    kv::turned_channels turned;
+    if (of_keys.rope != nullptr) turned = {of_keys.rope->op_params[1], of_keys.rope->op_params[2] != host::rope_normal};
+    keys->balance_by({weights[0], weights[1], d, turned});
 }
 
 // Context shifts turn the keys of all cells, layer by layer.

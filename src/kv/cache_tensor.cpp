@@ -171,7 +171,7 @@ void cache_tensor::clear() {
 bool cache_tensor::copy_from(const cache_tensor & source, size_t source_offset, size_t offset, size_t bytes) {
     if (source.type_ != type_ || source.row_bytes_ != row_bytes_) return false;
     const bool whole = source_offset % block_bytes() == 0 && offset % block_bytes() == 0 && bytes % block_bytes() == 0;
-    const bool same_heads = source.d_ == d_ && source.heads_ == heads_ && source.plain_ == plain_;
+    const bool same_heads = source.d_ == d_ && source.heads_ == heads_ && source.plain_ == plain_ && source.balance_ == balance_;
     if (!whole || !same_heads || unseen_ || source.unseen_) {
         std::vector<uint8_t> rows(bytes);
         source.read_rows(rows.data(), source_offset, bytes);
@@ -226,7 +226,12 @@ kv_view cache_tensor::view(const host::tensor & t) {
     kv_view v{rows_->type, d_, heads_, t.ne[3], t.ne[1], static_cast<int64_t>(row_bytes_), true, nullptr, blocks_a_stream_, {}};
     const size_t stream = (reinterpret_cast<uintptr_t>(t.data) - address_) / (block_bytes() * static_cast<size_t>(blocks_a_stream_));
     v.pages = pages_.data() + stream * static_cast<size_t>(heads_ * blocks_a_stream_);
+    v.balance = &balance_;
     return v;
+}
+
+void cache_tensor::balance_by(channel_balance wanted) {
+    if (d_ == 0 && !name_.is_value) balance_ = std::move(wanted);
 }
 
 // Attention shows how rows divide into heads. All its nodes must agree.
@@ -245,6 +250,7 @@ bool cache_tensor::learn_heads(const host::tensor & t) {
     d_ = d;
     heads_ = heads;
     rotation_ = is_quantised(declared) ? 0 : rotation_of(d); // the host rotates what it quantises
+    if (!balance_.fits(heads, d) || rotation_ == 0) balance_ = {}; // turned by the host, rows have no channels any more
     codecs_.resize(static_cast<size_t>(heads));
     for (int64_t head = 0; head < heads; head++) set_codec(head, codec);
     rows_ = find_attention(declared);

@@ -88,6 +88,7 @@ void eviction::add_squares(const cache_tensor & keys, attention_sample & seen, i
     float * aligned = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64 / sizeof(float);
     for (int64_t head = 0; head < seen.heads; head++) {
         args.k = keys.pages_of(stream, head / group);
+        args.balance = keys.balance().of(head / group);
         for (int64_t begin = 0; begin < tokens; begin += attention_tile) {
             args.num_rows = std::min(attention_tile, tokens - begin);
             for (int64_t r = 0; r < args.num_rows; r++) {

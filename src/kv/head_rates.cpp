@@ -36,14 +36,15 @@ struct weights_of_cells {
     int64_t num_queries;
 };
 
-weights_of_cells weigh(const attention_sample & seen, int64_t head, const rows & k, const rows & v, int64_t rotation_k, int64_t rotation_v) {
+weights_of_cells weigh(const attention_sample & seen, int64_t head, const rows & k, const rows & v, const cache_tensor & keys, const cache_tensor & values) {
     const int64_t group = seen.heads / seen.kv_heads, queries = group * seen.tokens();
     const float * q = seen.q.data() + head * queries * seen.d_k;
     weights_of_cells w{rows(cells), rows(static_cast<size_t>(queries * cells)), rows(static_cast<size_t>(queries)), queries};
-    rows turned(q, q + queries * seen.d_k); // as sealed pages are
+    rows turned(q, q + queries * seen.d_k); // as sealed pages want them
     rows out(seen.out.begin() + head * queries * seen.d_v, seen.out.begin() + (head + 1) * queries * seen.d_v);
-    if (rotation_k > 0) hadamard_in_place(turned.data(), queries * seen.d_k / rotation_k, rotation_k);
-    if (rotation_v > 0) hadamard_in_place(out.data(), queries * seen.d_v / rotation_v, rotation_v);
+    keys.balance().divide(head, turned);
+    if (keys.rotation() > 0) hadamard_in_place(turned.data(), queries * seen.d_k / keys.rotation(), keys.rotation());
+    if (values.rotation() > 0) hadamard_in_place(out.data(), queries * seen.d_v / values.rotation(), values.rotation());
     for (int64_t r = 0; r < queries; r++) {
         const float *of_query = turned.data() + r * seen.d_k, *o = out.data() + r * seen.d_v;
         const float o_energy = dot(o, o, seen.d_v);
@@ -120,7 +121,7 @@ void head_rates::measure(const cache_tensor & keys, const cache_tensor & values,
         for (int64_t head = 0; head < seen.kv_heads; head++) {
             rows k = keys.rows_as_sealed(block, head);
             const rows v = values.rows_as_sealed(block, head);
-            const weights_of_cells w = weigh(seen, head, k, v, keys.rotation(), values.rotation());
+            const weights_of_cells w = weigh(seen, head, k, v, keys, values);
             means->add(head, -1, k);
             double of_keys = 0, of_values = 0; // damage of errors as large as the rows
             for (int64_t c = 0; c < cells; c++) {

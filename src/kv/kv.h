@@ -6,6 +6,7 @@
 #pragma once
 #include "host/abi_v3.h"
 #include "kernels/attention/attention.h"
+#include "kv/channel_balance.h"
 #include "kv/eviction.h"
 #include "kv/exact_cells.h"
 #include "kv/head_rates.h"
@@ -42,6 +43,7 @@ struct kv_view {
     const attention_page * pages; // [streams * heads][pages_a_head]
     int64_t pages_a_head;
     std::vector<attention_page> own; // of a tensor that lies in memory as it is described
+    const channel_balance * balance = nullptr; // of sealed keys, or null
     attention_pages of(int64_t stream, int64_t head) const { return {pages + (stream * heads + head) * pages_a_head, d, stride}; }
 };
 
@@ -114,6 +116,7 @@ class cache_tensor {
     // --- graphs
     // The view that a [d, cells, heads, streams] tensor over this cache (permuted as FLASH_ATTN_EXT wants it) describes.
     kv_view view(const host::tensor & t);
+    void balance_by(channel_balance wanted); // keys, before the first view
     // Before rows are written: opens their blocks.
     void expect(const std::vector<block_write> & writes);
     // The graph's cells of this stream end here: what lies beyond is not used by anybody.
@@ -127,6 +130,7 @@ class cache_tensor {
     int64_t d() const { return d_; }
     int64_t heads() const { return heads_; }
     int64_t rotation() const { return rotation_; } // of sealed pages: groups of so many; 0: none
+    const channel_balance & balance() const { return balance_; } // of sealed pages
     void set_codec(int64_t head, kv_codec codec); // of blocks sealed from now on
     head_rates & rates() const { return rates_; }
     std::shared_ptr<const key_means> means_for(int64_t block) const; // of keys: the block's, those it had before it was saved, its neighbours', or from its own rows
@@ -223,6 +227,7 @@ class cache_tensor {
     bool unseen_ = false; // blocks may hold rows that are not marked as written; plain as well
 
     int64_t d_ = 0, heads_ = 0, rotation_ = 0;  // known once attention has shown them
+    channel_balance balance_;
     const attention_cells * rows_ = nullptr;    // kernels on rows
     std::vector<kv_codec> codecs_;              // [heads]
     std::vector<attention_page> pages_;         // [streams][heads][blocks_a_stream]

@@ -65,7 +65,10 @@ std::vector<float> cache_tensor::rows_as_they_lie(int64_t block, int64_t head) c
 
 std::vector<float> cache_tensor::turned_rows(int64_t block, int64_t head) const {
     std::vector<float> rows = rows_as_they_lie(block, head);
+    const bool sealed = is_sealed(block);
+    if (!sealed) balance_.multiply(head, rows);
     if (rotation_ > 0) hadamard_in_place(rows.data(), block_cells * d_ / rotation_, rotation_);
+    if (sealed) balance_.divide(head, rows);
     return rows;
 }
 

@@ -137,7 +137,8 @@ attention_args args_of(const attention_call & call, int64_t state, const attenti
     return {.tiles = call.tiles, .k = call.keys.of(stream, head), .v = call.values.of(stream, head), .num_cells = call.keys.cells,
             .rows = rows, .num_rows = num_rows, .scale = call.scale, .softcap = call.softcap, .int8 = call.int8,
             .rotate_q = call.rotate_q, .rotate_k = call.rotate_k, .rotate_v = call.rotate_v, .rotate_out = call.rotate_out,
-            .sealed_k = call.sealed_k, .sealed_v = call.sealed_v, .rotate = hadamard_in_place};
+            .sealed_k = call.sealed_k, .sealed_v = call.sealed_v,
+            .balance = call.keys.balance != nullptr ? call.keys.balance->of(head) : nullptr, .rotate = hadamard_in_place};
 }
 
 void count_tiles(const attention_counts & counts) {

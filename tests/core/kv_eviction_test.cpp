@@ -2,6 +2,7 @@
 #include "kv_scene.h"
 
 #include <bit>
+#include <numeric>
 
 namespace alloy::test {
 namespace {
@@ -20,6 +21,7 @@ class KvEviction : public ::testing::Test {
         evicted = std::make_unique<kv::eviction>(policy(0.75));
         keys = std::make_unique<cache_scene>(shape, policy(0.75), false, nullptr, evicted.get());
         values = std::make_unique<cache_scene>(shape, policy(0.75), true, nullptr, evicted.get());
+        keys->cache->balance_by(strong_balance(shape.heads, shape.d));
         keys->cache->pair_with(*values->cache);
         live_ = value_of(counter::kv_live_bytes), saved_ = value_of(counter::kv_saved_bytes), rows_ = value_of(counter::kv_evicted_rows);
     }
@@ -63,6 +65,9 @@ class KvEviction : public ::testing::Test {
     }
     void evict(const std::vector<int64_t> & hot) {
         kv::attention_sample seen = sample(hot);
+        evict(seen);
+    }
+    void evict(kv::attention_sample & seen) {
         evicted->weigh(*keys->cache, *values->cache, seen);
         evicted->choose();
         evicted->evict(*keys->cache);
@@ -115,6 +120,24 @@ TEST_F(KvEviction, HeadsDropWholePagesOfWhatIsAttendedLeast) {
         }
     }
     EXPECT_EQ(kept, 4 * block);
+}
+
+// Queries here ask for channels that lie small in sealed pages, others hardly matter: with factors left out it would be the other way round.
+TEST_F(KvEviction, CellsAreWeighedAsQueriesSeeThem) {
+    fill(run_cells + 2 * block);
+    const float * factors = keys->cache->balance().of(0);
+    kv::attention_sample seen = sample({});
+    for (int64_t i = 0; i < 2 * seen.tokens() * 64; i++) seen.q[static_cast<size_t>(i)] = factors[i % 64] < 0.7f ? 1 : 0.25f;
+    std::fill_n(seen.log_sum.begin(), 2 * seen.tokens(), 40.0f);
+    std::vector<std::pair<float, int64_t>> logits;
+    for (int64_t c = 0; c < run_cells; c++) {
+        const std::vector<float> k = row_of_head(*keys, c, 0);
+        logits.emplace_back(std::inner_product(k.begin(), k.end(), seen.q.begin(), 0.0f), c);
+    }
+    std::sort(logits.rbegin(), logits.rend());
+    evict(seen);
+    ASSERT_EQ(pages_of(0, *keys), 4);
+    for (int i = 0; i < 24; i++) EXPECT_TRUE(keeps(logits[static_cast<size_t>(i)].second, 0)) << i;
 }
 
 TEST_F(KvEviction, SinksStayAsRowsAndTheirBlockIsNoPartOfTheRun) {

@@ -95,8 +95,8 @@ class KvPlan : public ::testing::Test {
         view->buffer = t.buffer;
         return view;
     }
-    tensor * write(tensor & t, int64_t rows) {
-        tensor * from = g.leaf("rows", host::type_f32, {d * kv_heads, rows});
+    tensor * write(tensor & t, int64_t rows, tensor * from = nullptr) {
+        if (from == nullptr) from = g.leaf("rows", host::type_f32, {d * kv_heads, rows});
         tensor * whole = view_of(t, "all cells", {d * kv_heads, cells});
         tensor * set_rows = g.node(op::set_rows, "set", {d * kv_heads, cells}, {from, indices, whole});
         set_rows->type = t.type;
@@ -110,6 +110,34 @@ class KvPlan : public ::testing::Test {
         view->nb[1] = row_bytes, view->nb[2] = d * 2, view->nb[3] = row_bytes * cells;
         return view;
     }
+    tensor * turn(tensor * rows, int mode) { // by position
+        tensor * turned = g.node(op::rope, "turned", {rows->ne[0], rows->ne[1], rows->ne[2]}, {rows, positions});
+        turned->op_params[1] = d;
+        turned->op_params[2] = mode;
+        for (auto [slot, value] : {std::pair<int, float>{5, 10000.0f}, {6, 1.0f}, {8, 1.0f}, {9, 32.0f}, {10, 1.0f}}) g.set_param(turned, slot, value);
+        return turned;
+    }
+    tensor * norm(int64_t heads, int64_t rows, tensor * weights) {
+        tensor * normed = g.node(op::rms_norm, "norm", {d, heads, rows}, {g.leaf("x", host::type_f32, {d, heads, rows})});
+        return g.node(op::mul, "normed", {d, heads, rows}, {normed, weights});
+    }
+    // A layer that norms its queries and keys.
+    void normed_layer(const std::vector<float> & of_queries, const std::vector<float> & of_keys, int mode) {
+        constexpr int64_t rows = 4;
+        indices = g.leaf("indices", host::type_i64, {rows});
+        positions = g.leaf("positions", host::type_i32, {rows});
+        tensor *weights[2] = {g.leaf("q_norm", host::type_f32, {d}), g.leaf("k_norm", host::type_f32, {d})};
+        std::copy(of_queries.begin(), of_queries.end(), static_cast<float *>(weights[0]->data));
+        std::copy(of_keys.begin(), of_keys.end(), static_cast<float *>(weights[1]->data));
+        tensor * scaled = g.node(op::scale, "scaled", {d, 2, rows}, {turn(norm(2, rows, weights[0]), mode)});
+        g.set_param(scaled, 0, 0.5f);
+        tensor * queries = g.view(scaled, "queries", {d, rows, 2});
+        queries->op = host::op_number(op::permute);
+        queries->nb[1] = d * 2 * 4, queries->nb[2] = d * 4;
+        write(k, rows, g.view(turn(norm(kv_heads, rows, weights[1]), mode), "flat", {d * kv_heads, rows}));
+        write(v, rows);
+        attend(rows, cells, queries);
+    }
     // One layer: `rows` cells are written, then n cells are attended by as many tokens.
     void layer(int64_t rows, int64_t n) {
         indices = g.leaf("indices", host::type_i64, {rows});
@@ -118,16 +146,13 @@ class KvPlan : public ::testing::Test {
             static_cast<int64_t *>(indices->data)[i] = i;
             static_cast<int32_t *>(positions->data)[i] = static_cast<int32_t>(i);
         }
-        tensor * q = g.leaf("q", host::type_f32, {d, 2, rows});
-        tensor * turned = g.node(op::rope, "turned", {d, 2, rows}, {q, positions});
-        turned->op_params[1] = d;
-        for (auto [slot, value] : {std::pair<int, float>{5, 10000.0f}, {6, 1.0f}, {8, 1.0f}, {9, 32.0f}, {10, 1.0f}}) g.set_param(turned, slot, value);
+        turn(g.leaf("q", host::type_f32, {d, 2, rows}), host::rope_normal);
         write(k, rows);
         write(v, rows);
         attend(rows, n);
     }
-    void attend(int64_t rows, int64_t n) {
-        tensor * queries = g.leaf("queries", host::type_f32, {d, rows, 2});
+    void attend(int64_t rows, int64_t n, tensor * queries = nullptr) {
+        if (queries == nullptr) queries = g.leaf("queries", host::type_f32, {d, rows, 2});
         tensor * t = g.node(op::flash_attn_ext, "attention", {d, 2, rows}, {queries, heads(k, n), heads(v, n), g.leaf("mask", host::type_f16, {n, rows})});
         g.set_param(t, 0, 0.125f);
     }
@@ -324,6 +349,48 @@ TEST_F(KvPlan, ContextShiftsOpenAndCloseTheCache) {
     ASSERT_EQ(run(), host::status_success);
     EXPECT_EQ(value_of(counter::kv_sealed_bytes), sealed);
     EXPECT_EQ(get(k, 0, cells), rows); // the fake host does not turn anything
+    EXPECT_FALSE(cache(k).is_plain());
+}
+
+TEST_F(KvPlan, WeightsOfNormsBalanceKeys) {
+    std::vector<float> of_queries(d, 1), of_keys(d, 1);
+    of_queries[3] = 100, of_keys[d / 2 + 5] = 10;
+    normed_layer(of_queries, of_keys, host::rope_neox);
+    labels();
+    const float * factors = cache(k).balance().of(0);
+    ASSERT_NE(factors, nullptr);
+    EXPECT_EQ(cache(v).balance().of(0), nullptr);
+    for (int64_t i = 0; i < d / 2; i++) {
+        EXPECT_EQ(factors[i], factors[i + d / 2]) << i; // turned into one another
+        if (i == 3) EXPECT_GT(factors[i], 2);
+        else if (i == 5) EXPECT_LT(factors[i], 0.5);
+        else EXPECT_EQ(factors[i], factors[0]);
+    }
+    // For good: pages that are sealed know no others.
+    g = {};
+    normed_layer(of_keys, of_queries, host::rope_neox);
+    labels();
+    EXPECT_GT(cache(k).balance().of(0)[3], 2);
+    fill();
+    ASSERT_EQ(run(), host::status_success);
+    EXPECT_GT(value_of(counter::kv_sealed_bytes), 0u);
+}
+
+TEST_F(KvPlan, NeighboursAreBalancedAlikeWherePositionTurnsThese) {
+    std::vector<float> of_queries(d, 1), of_keys(d, 1);
+    of_queries[3] = 100;
+    normed_layer(of_queries, of_keys, host::rope_normal);
+    labels();
+    const float * factors = cache(k).balance().of(0);
+    ASSERT_NE(factors, nullptr);
+    EXPECT_EQ(factors[2], factors[3]);
+    EXPECT_LT(factors[1], factors[2]);
+}
+
+TEST_F(KvPlan, KeysWithoutNormsAreNotBalanced) {
+    layer(4, cells);
+    labels();
+    EXPECT_EQ(cache(k).balance().of(0), nullptr);
     EXPECT_FALSE(cache(k).is_plain());
 }
 

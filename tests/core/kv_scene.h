@@ -60,6 +60,16 @@ inline double loss_of(kv_codec codec) {
     }
 }
 
+// Factors of 1/4 to 4, unlike from head to head.
+inline kv::channel_balance strong_balance(int64_t heads, int64_t d) {
+    std::vector<float> queries, keys;
+    for (int64_t i = 0; i < heads * d; i++) {
+        queries.push_back(std::exp2(static_cast<float>(i * 7 % 9 - 4) / 2));
+        keys.push_back(1 / queries.back());
+    }
+    return {{queries.data(), heads * d, heads}, {keys.data(), heads * d, heads}, d, {}};
+}
+
 class cache_scene {
   public:
     const cache_shape shape;
@@ -209,6 +219,7 @@ class cache_scene {
                 p.cells->expand(p.data, cell_row_bytes(p.cells->type, shape.d), block, shape.d, x.data());
                 for (int64_t i = 0; p.mean != nullptr && i < block * shape.d; i++) x[static_cast<size_t>(i)] += p.mean[i % shape.d];
                 if (turn > 0) hadamard_in_place(x.data(), block * shape.d / turn, turn);
+                v.balance->divide(h, x);
                 for (int64_t c = 0; c < block; c++) {
                     const bytes_t head = stored({x.begin() + c * shape.d, x.begin() + (c + 1) * shape.d});
                     ASSERT_EQ(std::memcmp(head.data(), rows.data() + static_cast<size_t>(c) * shape.row_bytes() + static_cast<size_t>(h) * head_bytes, head_bytes), 0)

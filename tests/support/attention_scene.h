@@ -126,14 +126,16 @@ struct store {
     std::vector<std::unique_ptr<fenced_rows>> runs, sealed;
     std::vector<attention_page> pages;
     std::vector<float> means[2]; // of two blocks in three, in turn
+    std::vector<float> balance;  // [d] of sealed pages, or none
 
     bool seal_all;
 
     store(cell_type of, int64_t d, int64_t num_cells, int64_t run_cells, values kind, float size, uint64_t salt, isa token, bool turned, bool seal_all,
-          bool has_means = false)
+          bool has_means = false, bool balanced = false)
         : type(declared_of(of)), d(d), run_cells(run_cells), turn(is_coded(of) && turned ? d & -d : 0), worth(d * num_cells), seal_all(seal_all) {
         const size_t bytes = gguf_row_bytes(weight_of(type), d), gap = type == cell_type::f32 ? 4 : 2;
         std::vector<float> row(d);
+        for (int64_t i = 0; i < d && balanced && turn > 0; i++) balance.push_back(0.7f + 0.1f * static_cast<float>(i * 5 % 8));
         for (int i = 0; i < 2 && has_means; i++) fill(values::normal, (means[i] = row).data(), d, 99 + i);
         for (int64_t c = 0; c < num_cells; c++) {
             const int64_t here = std::min(run_cells, num_cells - c);
@@ -164,6 +166,7 @@ struct store {
     }
     void put_codes(int64_t c, const float * row) {
         std::vector<float> x(row, row + d);
+        for (size_t i = 0; i < balance.size(); i++) x[i] *= balance[i];
         if (turn > 0) rotate(x.data(), d / turn, turn);
         const float * mean = pages[c / attention_block].mean;
         for (int64_t i = 0; i < d && mean != nullptr; i++) x[i] -= mean[i];
@@ -188,6 +191,7 @@ struct store {
         for (int64_t i = 0; i < d; i++) back[i] = scale * level_of(codec, code_at(codec, page + t * row_bytes, i)); // none overwritten
         for (int64_t i = 0; i < d && mean != nullptr; i++) back[i] += mean[i];
         if (turn > 0) rotate(back.data(), d / turn, turn);
+        for (size_t i = 0; i < balance.size(); i++) back[i] /= balance[i];
         std::copy(back.begin(), back.end(), worth.begin() + c * d);
     }
     // Leaves the kept cells of a run, in whole pages.
@@ -237,6 +241,7 @@ struct shape {
     bool turned = true; // sealed pages are rotated
     bool seal_all = false;
     bool means = false; // sealed pages lack means
+    bool balanced = false; // keys of sealed pages have factors
     int64_t num_blocks() const { return (num_cells + attention_block - 1) / attention_block; }
 };
 inline std::ostream & operator<<(std::ostream & out, const shape & s) {
@@ -285,7 +290,7 @@ struct scene {
     std::set<int64_t> evicted;
 
     scene(const shape & s, isa token)
-        : of(s), k(s.k, s.d_k, s.num_cells, s.run_cells, s.keys, 1, 0, token, s.turned, s.seal_all, s.means),
+        : of(s), k(s.k, s.d_k, s.num_cells, s.run_cells, s.keys, 1, 0, token, s.turned, s.seal_all, s.means, s.balanced),
           v(s.v, s.d_v, s.num_cells, s.run_cells, s.vals, s.value_size, 1 << 20, token, s.turned, s.seal_all, s.means), q(s.num_rows, 4 * s.d_k, 4 * s.d_k + 4, 4),
           out(s.num_rows, 4 * s.d_v, 4 * s.d_v + 4, 4), mask(s.num_rows, 2 * s.num_cells, 2 * s.num_cells + 2, 2),
           sight(s.num_rows, s.num_blocks(), s.num_blocks() + 1) {
@@ -306,7 +311,7 @@ struct scene {
         args = {.tiles = find_attention(k.type, isa_bit(token))->tiles, .k = k.view(), .v = v.view(), .num_cells = s.num_cells,
                 .rows = rows.data(), .num_rows = s.num_rows, .scale = 1 / std::sqrt(static_cast<float>(s.d_k)), .softcap = s.softcap,
                 .int8 = false, .rotate_q = 0, .rotate_k = 0, .rotate_v = 0, .rotate_out = 0, .sealed_k = k.turn, .sealed_v = v.turn,
-                .rotate = rotate<float>};
+                .balance = k.balance.empty() ? nullptr : k.balance.data(), .rotate = rotate<float>};
         double largest = 0;
         for (int64_t i = 0; i < s.num_rows * s.num_cells && s.logits > 0; i++) {
             largest = std::max(largest, std::fabs(logit(i / s.num_cells, i % s.num_cells)));
@@ -337,6 +342,8 @@ struct scene {
     double rounding(int64_t r) const {
         if (args.tiles->token != isa::avx512_vnni) return 0;
         std::vector<float> q(rows[r].q, rows[r].q + of.d_k);
+        float most = 1; // that keys are multiplied by
+        for (size_t i = 0; i < k.balance.size(); i++) q[i] /= k.balance[i], most = std::max(most, k.balance[i]);
         if (k.turn > 0) rotate(q.data(), of.d_k / k.turn, k.turn);
         double step = 0, longest = 0, of_values = 0;
         for (const float x : q) step = std::max(step, args.scale * std::fabs(x) / 29184.0);
@@ -346,7 +353,7 @@ struct scene {
             longest = std::max(longest, std::sqrt(squares));
             if (v.is_sealed(c)) of_values = 0x1p-12;
         }
-        const double logit = 6 / std::sqrt(12) * step * longest; // moves p by as much, and the output by that times |V - output|
+        const double logit = 6 / std::sqrt(12) * step * longest * most; // moves p by as much, and the output by that times |V - output|
         return 2 * std::expm1(logit) + of_values;
     }
     double allowed(int64_t r, way how) const { return how == way::int8 ? rough : how == way::few ? exact + rounding(r) : exact; }

@@ -112,15 +112,17 @@ class repacked_block {
     void expand() {
         if (expanded_) return;
         expanded_ = true;
-        expand(args_.k, args_.rotate_k, args_.sealed_k, k_rows_);
-        expand(args_.v, args_.rotate_v, args_.sealed_v, v_rows_);
+        expand(args_.k, args_.rotate_k, args_.sealed_k, args_.balance, k_rows_);
+        expand(args_.v, args_.rotate_v, args_.sealed_v, nullptr, v_rows_);
     }
-    void expand(const attention_pages & from, int64_t group, int64_t sealed, float * rows) const {
+    void expand(const attention_pages & from, int64_t group, int64_t sealed, const float * balance, float * rows) const {
         const attention_page & page = from.pages[block_];
         page.cells->expand(page.data, stride_of(from, block_), n_, from.d, rows);
         const bool turned = sealed > 0 && is_coded(page.cells->type);
         if (page.mean != nullptr) add_to_rows(page.mean, n_, from.d, rows);
-        if (group > 0 && !turned) args_.rotate(rows, n_ * from.d / group, group);
+        if (turned) return;
+        for (int64_t i = 0; balance != nullptr && i < n_ * from.d; i++) rows[i] *= balance[i % from.d];
+        if (group > 0) args_.rotate(rows, n_ * from.d / group, group);
     }
     void pack_int8() {
         if (packed_int8_) return;
@@ -183,6 +185,10 @@ void empty(const attention_sums & sums, int64_t num_rows, int64_t d) {
     std::fill_n(sums.m, num_rows, -INFINITY);
     std::fill_n(sums.l, num_rows * 16, 0.0f);
     std::fill_n(sums.o, num_rows * d, 0.0f);
+}
+
+void unbalance(const attention_args & args, float * q) {
+    for (int64_t i = 0; args.balance != nullptr && i < args.num_rows * args.k.d; i++) q[i] /= args.balance[i % args.k.d];
 }
 
 // Whether the logits of these rows against this block may be computed from 8-bit codes.
@@ -249,9 +255,12 @@ void attention_begin(const attention_args & args, const attention_state & state)
         float * q = state.q + r * d_k;
         for (int64_t i = 0; i < d_k; i++) q[i] = args.rows[r].q[i] * scale;
     }
+    const bool one_form = state.q_sealed == state.q;
+    if (one_form) unbalance(args, state.q);
     if (args.rotate_q > 0) args.rotate(state.q, args.num_rows * d_k / args.rotate_q, args.rotate_q);
-    if (state.q_sealed != state.q) {
+    if (!one_form) {
         std::copy_n(state.q, args.num_rows * d_k, state.q_sealed);
+        unbalance(args, state.q_sealed);
         args.rotate(state.q_sealed, args.num_rows * d_k / args.sealed_k, args.sealed_k);
     }
     if (state.q_codes != nullptr && args.tiles->code_queries != nullptr) args.tiles->code_queries(state.q_sealed, args.num_rows, d_k, state.q_codes);

@@ -123,6 +123,9 @@ struct attention_args {
     // The transforms in which sealed pages differ from the other cells; 0: none. attend_block keeps both kinds of queries and sums;
     // attend_tiles wants rotate_k and rotate_v to be the same then, and turns the other cells only.
     int64_t sealed_k, sealed_v;
+    // [d_k] What sealed keys are multiplied by before they are transformed, channel by channel, and queries divided by; attend_tiles does that to all
+    // keys. null: nothing. Wants sealed_k.
+    const float * balance = nullptr;
     // Orthonormal transform of each of `num` groups of n elements in place (rowwise hadamard); null where nothing is rotated.
     void (*rotate)(float * x, int64_t num, int64_t n);
 };

@@ -122,6 +122,16 @@ TEST_P(attention, means_of_sealed_pages) {
     }
 }
 
+TEST_P(attention, balanced_channels_of_sealed_pages) {
+    if (!is_coded(type)) return;
+    for (const masks mask : all_masks) {
+        for (const bool means : {false, true}) {
+            const shape s = {.k = type, .v = type, .d_v = 32, .num_rows = 19, .num_cells = 700, .mask = mask, .recent = false, .means = means, .balanced = true};
+            check(s, {way::few, way::tiles, way::int8});
+        }
+    }
+}
+
 TEST_P(attention, evicted_cells_have_no_effect) {
     if (!is_coded(type)) return;
     for (const masks mask : all_masks) {
