@@ -65,7 +65,7 @@ void announce(const policy & p) {
     }
     if (p.keep < 1) {
         ALLOY_WARN("KV cache: of these cells each head drops those that are attended least, until %.0f %% are left in all; lossy, "
-                   "measured for tiny and 75 %% on SmolLM2-135M / Gemma-3-270M: PPL +0.8 / +1.6 %%; a text that asks for what was dropped finds it missing",
+                   "measured for tiny and 75 %% on SmolLM2-135M / Gemma-3-270M: PPL +0.8 / +0.9 %%; a text that asks for what was dropped finds it missing",
                    100 * p.keep);
     }
 }
