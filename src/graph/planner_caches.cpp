@@ -91,8 +91,9 @@ void planner::look_at_cache_read(const tensor * cells) {
 
 // Where queries and keys pass norms, their weights tell which channels are large.
 void planner::balance_keys(const tensor * attention) {
-    kv::cache_tensor * keys = cache_of(attention->src[1]);
-    if (keys == nullptr || keys->is_plain() || keys->d() != 0) return;
+    kv::cache_tensor *keys = cache_of(attention->src[1]), *values = cache_of(attention->src[2]);
+    if (values != nullptr && !values->balance().is_none()) values->keep_plain("its keys serve as values too");
+    if (keys == nullptr || keys == values || keys->is_plain() || keys->d() != 0) return;
     const auto written = std::find_if(live_.begin(), live_.end(), [&](const tensor * t) { return host::op_of(t) == op::set_rows && cache_of(t) == keys; });
     if (written == live_.end()) return;
     const int64_t d = attention->src[1]->ne[0];
@@ -100,7 +101,7 @@ void planner::balance_keys(const tensor * attention) {
     kv::norm_weights weights[2];
     if (!weights_of(of_queries, d, attention->src[0]->ne[2], weights[0]) || !weights_of(of_keys, d, attention->src[1]->ne[2], weights[1])) return;
     kv::turned_channels turned;
-    if (of_keys.rope != nullptr) turned = {of_keys.rope->op_params[1], of_keys.rope->op_params[2] != host::rope_normal};
+    if (of_keys.rope != nullptr) turned = {std::min<int64_t>(of_keys.rope->op_params[1], d), of_keys.rope->op_params[2] != host::rope_normal};
     keys->balance_by({weights[0], weights[1], d, turned});
 }
 

@@ -36,6 +36,7 @@ cache_tensor::cache_tensor(const host::tensor & declared, void * address, size_t
 // Rows go with the buffer.
 cache_tensor::~cache_tensor() {
     for (int64_t head = 0; head < heads_; head++) show_codec(head, 0);
+    forget_balance();
     for (size_t b = 0; b < blocks_.size(); b++) {
         if (blocks_[b].sealed) free_pages(static_cast<int64_t>(b));
         else if (blocks_[b].written != 0) uncount(counter::kv_live_bytes, block_bytes());
@@ -213,6 +214,7 @@ void cache_tensor::keep_plain(const char * why) {
         blocks_[b].means = nullptr;
     }
     last_means_.clear();
+    forget_balance();
     plain_ = true;
     open_.clear();
     for (int64_t head = 0; head < heads_; head++) show_codec(head, 0);
@@ -228,6 +230,11 @@ kv_view cache_tensor::view(const host::tensor & t) {
     v.pages = pages_.data() + stream * static_cast<size_t>(heads_ * blocks_a_stream_);
     v.balance = &balance_;
     return v;
+}
+
+void cache_tensor::forget_balance() {
+    if (d_ != 0 && !balance_.is_none()) uncount(counter::kv_balanced_caches, 1);
+    balance_ = {};
 }
 
 void cache_tensor::balance_by(channel_balance wanted) {
@@ -251,6 +258,7 @@ bool cache_tensor::learn_heads(const host::tensor & t) {
     heads_ = heads;
     rotation_ = is_quantised(declared) ? 0 : rotation_of(d); // the host rotates what it quantises
     if (!balance_.fits(heads, d) || rotation_ == 0) balance_ = {}; // turned by the host, rows have no channels any more
+    if (!balance_.is_none()) count(counter::kv_balanced_caches);
     codecs_.resize(static_cast<size_t>(heads));
     for (int64_t head = 0; head < heads; head++) set_codec(head, codec);
     rows_ = find_attention(declared);

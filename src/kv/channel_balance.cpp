@@ -44,11 +44,17 @@ channel_balance::channel_balance(const norm_weights & queries, const norm_weight
 }
 
 void channel_balance::multiply(int64_t head, std::vector<float> & rows) const {
-    for (size_t i = 0; i < rows.size() && !factors_.empty(); i++) rows[i] *= of(head)[i % static_cast<size_t>(d_)];
+    if (is_none()) return;
+    for (float * row = rows.data(); row < rows.data() + rows.size(); row += d_) {
+        for (int64_t i = 0; i < d_; i++) row[i] *= of(head)[i];
+    }
 }
 
 void channel_balance::divide(int64_t head, std::vector<float> & rows) const {
-    for (size_t i = 0; i < rows.size() && !factors_.empty(); i++) rows[i] /= of(head)[i % static_cast<size_t>(d_)];
+    if (is_none()) return;
+    for (float * row = rows.data(); row < rows.data() + rows.size(); row += d_) {
+        for (int64_t i = 0; i < d_; i++) row[i] /= of(head)[i];
+    }
 }
 
 } // namespace alloy::kv

@@ -29,7 +29,8 @@ class channel_balance {
     channel_balance() = default; // none
     channel_balance(const norm_weights & queries, const norm_weights & keys, int64_t d, const turned_channels & turned);
     bool fits(int64_t heads, int64_t d) const { return d == d_ && static_cast<int64_t>(factors_.size()) == heads * d; }
-    const float * of(int64_t head) const { return factors_.empty() ? nullptr : factors_.data() + head * d_; } // [d]; null: none
+    bool is_none() const { return factors_.empty(); }
+    const float * of(int64_t head) const { return is_none() ? nullptr : factors_.data() + head * d_; } // [d]; null: none
     void multiply(int64_t head, std::vector<float> & rows) const; // [any][d]
     void divide(int64_t head, std::vector<float> & rows) const;
     bool operator==(const channel_balance &) const = default;

@@ -174,6 +174,7 @@ class cache_tensor {
         int64_t top = 0;   // blocks from here on hold nothing
     };
     bool learn_heads(const host::tensor & t);
+    void forget_balance();
     bool is_sealable(int64_t block) const;
     int64_t stream_of(int64_t block) const { return block / blocks_a_stream_; }
     uint8_t * rows_of(int64_t block) const { return reinterpret_cast<uint8_t *>(address_) + static_cast<size_t>(block * block_cells) * row_bytes_; }

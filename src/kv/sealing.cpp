@@ -93,8 +93,9 @@ double energy(const std::vector<float> & x) {
 
 key_means::key_means(std::vector<float> means, int64_t row) : values(std::move(means)), d(row) { count(counter::kv_live_bytes, values.size() * sizeof(float)); }
 void key_means::add(int64_t head, float times, std::vector<float> & rows) const {
-    const float * mean = of(head);
-    for (size_t i = 0; i < rows.size(); i++) rows[i] += times * mean[i % static_cast<size_t>(d)];
+    for (float * row = rows.data(); row < rows.data() + rows.size(); row += d) {
+        for (int64_t i = 0; i < d; i++) row[i] += times * of(head)[i];
+    }
 }
 
 key_means::~key_means() { uncount(counter::kv_live_bytes, values.size() * sizeof(float)); }
@@ -123,7 +124,9 @@ std::shared_ptr<const key_means> cache_tensor::means_of_rows(int64_t block) cons
     for (int64_t head = 0; head < heads_; head++) {
         const std::vector<float> rows = turned_rows(block, head);
         float * mean = means.data() + head * d_;
-        for (int64_t i = 0; i < block_cells * d_; i++) mean[i % d_] += rows[static_cast<size_t>(i)] / block_cells;
+        for (const float * row = rows.data(); row < rows.data() + rows.size(); row += d_) {
+            for (int64_t i = 0; i < d_; i++) mean[i] += row[i] / block_cells;
+        }
     }
     return std::make_shared<const key_means>(std::move(means), d_);
 }

@@ -72,6 +72,7 @@ class KvPlan : public ::testing::Test {
         session.reset();
         host::api().ggml_backend_buffer_free(buffer);
         EXPECT_EQ(value_of(counter::kv_live_bytes), 0u);
+        EXPECT_EQ(value_of(counter::kv_balanced_caches), 0u);
         unsetenv("GGML_ALLOY_KV");
         unsetenv("GGML_ALLOY_KV_WINDOW");
         std::string complaint;
@@ -151,9 +152,10 @@ class KvPlan : public ::testing::Test {
         write(v, rows);
         attend(rows, n);
     }
-    void attend(int64_t rows, int64_t n, tensor * queries = nullptr) {
+    void attend(int64_t rows, int64_t n, tensor * queries = nullptr, tensor * values = nullptr) {
         if (queries == nullptr) queries = g.leaf("queries", host::type_f32, {d, rows, 2});
-        tensor * t = g.node(op::flash_attn_ext, "attention", {d, 2, rows}, {queries, heads(k, n), heads(v, n), g.leaf("mask", host::type_f16, {n, rows})});
+        if (values == nullptr) values = &v;
+        tensor * t = g.node(op::flash_attn_ext, "attention", {d, 2, rows}, {queries, heads(k, n), heads(*values, n), g.leaf("mask", host::type_f16, {n, rows})});
         g.set_param(t, 0, 0.125f);
     }
     void fill() {
@@ -360,6 +362,7 @@ TEST_F(KvPlan, WeightsOfNormsBalanceKeys) {
     const float * factors = cache(k).balance().of(0);
     ASSERT_NE(factors, nullptr);
     EXPECT_EQ(cache(v).balance().of(0), nullptr);
+    EXPECT_EQ(value_of(counter::kv_balanced_caches), 1u);
     for (int64_t i = 0; i < d / 2; i++) {
         EXPECT_EQ(factors[i], factors[i + d / 2]) << i; // turned into one another
         if (i == 3) EXPECT_GT(factors[i], 2);
@@ -374,6 +377,15 @@ TEST_F(KvPlan, WeightsOfNormsBalanceKeys) {
     fill();
     ASSERT_EQ(run(), host::status_success);
     EXPECT_GT(value_of(counter::kv_sealed_bytes), 0u);
+}
+
+TEST_F(KvPlan, BalancedKeysAreNoValues) {
+    normed_layer(std::vector<float>(d, 1), std::vector<float>(d, 1), host::rope_neox);
+    labels();
+    EXPECT_FALSE(cache(k).is_plain());
+    attend(4, cells, nullptr, &k);
+    labels();
+    EXPECT_TRUE(cache(k).is_plain());
 }
 
 TEST_F(KvPlan, NeighboursAreBalancedAlikeWherePositionTurnsThese) {

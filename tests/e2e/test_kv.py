@@ -111,13 +111,13 @@ def cancels(server: Server) -> list:
 
 @unittest.skipUnless(COMPRESSES, "this plugin does not compress caches")
 class Texts(KvTest):
-    def near_exact(self, flags: str, scene, pattern: str = "", noise: float = 0):
-        expected = self.play("smollm2", flags, scene, alloy())
+    def near_exact(self, flags: str, scene, pattern: str = "", noise: float = 0, name: str = "smollm2"):
+        expected = self.play(name, flags, scene, alloy())
         if pattern:
             self.assertRegex(self.log.text, pattern)
         for preset, bound in LOSSY.items():
             with self.subTest(preset=preset, flags=flags):
-                got = self.play("smollm2", flags, scene, alloy(kv=preset))
+                got = self.play(name, flags, scene, alloy(kv=preset))
                 self.assertEqual([len(a) for a in got], [len(a) for a in expected])
                 if pattern:
                     self.assertRegex(self.log.text, pattern)
@@ -159,6 +159,14 @@ class Texts(KvTest):
     def test_cancelled_requests(self):
         for flags in ("-c 2048 -np 1", "-c 4096"):
             self.near_exact(flags, cancels)
+
+    def test_models_that_norm_their_keys(self):
+        self.near_exact("-c 2048 -np 1 --cache-ram 0", slot_round_trip, name="gemma3")
+        self.assertEqual(self.counters["kv_balanced_caches"], 18)  # sliding windows included
+        for name, balanced in (("qwen3", True), ("smollm2", False)):
+            with self.subTest(model=name):
+                self.play(name, "-c 2048 -np 1 --cache-ram 0", lambda s: answer(s, prose(0, FULL_PAGES)), alloy(kv="compact"))
+                self.assertEqual(self.counters["kv_balanced_caches"] > 0, balanced)
 
     def test_answers_that_nothing_changes(self):
         expected = self.sure_answers()

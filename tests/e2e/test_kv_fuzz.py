@@ -48,6 +48,9 @@ class Fuzz(harness.HostTest):
             with self.subTest(preset=preset):
                 self.fuzz("llama-tiny", alloy(kv=preset), 150, "--lossy", "--kv-tolerance", str(tolerance))
 
+    def test_compressed_with_balanced_keys_and_a_sliding_window(self):
+        self.fuzz("gemma3-tiny", alloy(kv="compact"), 100, "--lossy", "--kv-tolerance", "0.05")
+
 
 if __name__ == "__main__":
     sys.argv = [a for a in sys.argv if a != "--full"]

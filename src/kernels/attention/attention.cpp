@@ -121,7 +121,9 @@ class repacked_block {
         const bool turned = sealed > 0 && is_coded(page.cells->type);
         if (page.mean != nullptr) add_to_rows(page.mean, n_, from.d, rows);
         if (turned) return;
-        for (int64_t i = 0; balance != nullptr && i < n_ * from.d; i++) rows[i] *= balance[i % from.d];
+        for (int64_t c = 0; c < n_ && balance != nullptr; c++) {
+            for (int64_t i = 0; i < from.d; i++) rows[c * from.d + i] *= balance[i];
+        }
         if (group > 0) args_.rotate(rows, n_ * from.d / group, group);
     }
     void pack_int8() {
@@ -188,7 +190,9 @@ void empty(const attention_sums & sums, int64_t num_rows, int64_t d) {
 }
 
 void unbalance(const attention_args & args, float * q) {
-    for (int64_t i = 0; args.balance != nullptr && i < args.num_rows * args.k.d; i++) q[i] /= args.balance[i % args.k.d];
+    for (int64_t r = 0; r < args.num_rows && args.balance != nullptr; r++) {
+        for (int64_t i = 0; i < args.k.d; i++) q[r * args.k.d + i] /= args.balance[i];
+    }
 }
 
 // Whether the logits of these rows against this block may be computed from 8-bit codes.
