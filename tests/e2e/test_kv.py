@@ -165,7 +165,7 @@ class Texts(KvTest):
         self.assertEqual(self.counters["kv_balanced_caches"], 18)  # sliding windows included
         for name, balanced in (("qwen3", True), ("smollm2", False)):
             with self.subTest(model=name):
-                self.play(name, "-c 2048 -np 1 --cache-ram 0", lambda s: answer(s, prose(0, FULL_PAGES)), alloy(kv="compact"))
+                self.play(name, "-c 2048 -np 1 --cache-ram 0", lambda s: answer(s, prose(0, 2 * FULL_PAGES)), alloy(kv="compact"))
                 self.assertEqual(self.counters["kv_balanced_caches"] > 0, balanced)
 
     def test_answers_that_nothing_changes(self):
