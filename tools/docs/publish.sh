@@ -21,7 +21,7 @@ llama-1b-q8_0-speed|5|bench|llama-1b-q8_0|--rounds 5 -p 512 -n 64
 llama-1b-q4_0-compact-speed|15|bench|llama-1b-q4_0|GGML_ALLOY_KV=compact --rounds 3 --warmup 0 -p 512 -n 64 -d 4096
 llama-1b-q4_0-q8_0-cache-speed|35|bench|llama-1b-q4_0|--rounds 3 --warmup 0 -ctk q8_0 -ctv q8_0 -p 512 -n 64 -d 4096
 smollm2-f32-modes|10|quality|smollm2-f32|--no-probes --preset exact --preset int8 --preset compact --preset tiny
-smollm2-f32-recall|5|quality|smollm2-f32|--chunks 1 --no-references --preset compact --preset tiny --documents 2 --length 1024 --length 4096
+smollm2-f32-recall|12|quality|smollm2-f32|--chunks 1 --no-references --preset compact --preset tiny --documents 4 --length 1024 --length 4096
 gemma3-f32-modes|20|quality|gemma3-f32|--no-probes --preset exact --preset int8 --preset compact --preset tiny
 gemma3-f32-recall|10|quality|gemma3-f32|--chunks 1 --no-references --preset compact --preset tiny --documents 2 --length 1024 --length 4096
 TABLE
